@@ -1,0 +1,1 @@
+"""Measures, and keeps what it measured."""

@@ -1,0 +1,1 @@
+"""Sound: features, encoder, files, segments."""

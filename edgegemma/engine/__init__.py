@@ -1,0 +1,1 @@
+"""Runs a package's graphs; knows functions and ops, not Gemma."""

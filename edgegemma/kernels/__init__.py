@@ -1,0 +1,1 @@
+"""Compiled kernels, and only here: each with a numpy twin of the same name in `reference`."""

@@ -1,0 +1,1 @@
+"""Arrays in, packed arrays out: packing, rounding, policy, report."""
