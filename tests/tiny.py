@@ -255,8 +255,8 @@ def _calm(name: str, w: NDArray[np.float32]) -> NDArray[np.float32]:
     implementation. With small branches a flip stays small, so that a comparison means something.
     """
     if name.endswith("layer_scalar"):
-        return 1 - (1 - w) / 8
-    return w / 8 if re.search(r"language_model.*post_.*norm", name) else w
+        return np.float32(1) - (np.float32(1) - w) / np.float32(8)
+    return w / np.float32(8) if re.search(r"language_model.*post_.*norm", name) else w
 
 
 def _quantized(name: str, w: NDArray[np.float32], bits: int, groups: int) -> dict[str, Any]:
