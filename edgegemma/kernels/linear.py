@@ -1,0 +1,270 @@
+"""Linear layers over packed codes or float rows: y = x · Wᵀ, a row of x at a time.
+
+A row's result has the same bits whatever other rows are in the call and however many threads run:
+every output is one chain of operations in one order. Meaning of each function: `reference`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit, prange
+from numba.core import types
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from edgegemma.errors import InputError
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
+
+
+class CodeMatrix(NamedTuple):
+    """A quantized weight matrix: ``weight = (code - 2**(bits - 1)) * scale``.
+
+    Attributes
+    ----------
+    codes : uint8 [N, K*bits/8], low bits first along K
+    scale : float32 [N, 1] or [N, K/block]
+    activation : float32 [2], static int8 scales of input and output; 0: dynamic input, output as is
+    bits : 2, 4 or 8
+    block : the block of the scales; for per-row scales the block of dynamic activations
+    """
+
+    codes: U8
+    scale: F32
+    activation: F32
+    bits: int
+    block: int
+
+
+class FloatMatrix(NamedTuple):
+    """A weight matrix as it is in the checkpoint.
+
+    Attributes
+    ----------
+    rows : float32 [N, K], or uint16 [N, K] with the bits of bfloat16
+    activation : float32 [2], static int8 scales of input and output (fake quantization); 0: off
+    """
+
+    rows: F32 | U16
+    activation: F32
+
+
+Matrix = CodeMatrix | FloatMatrix
+
+
+def linear(x: F32, w: Matrix) -> F32:
+    """Multiply rows by a weight matrix; see ``reference.linear``.
+
+    Parameters
+    ----------
+    x : float32 [M, K], C-contiguous
+    w : CodeMatrix or FloatMatrix of [N, K]
+
+    Returns
+    -------
+    float32 [M, N]
+    """
+    y = np.empty((x.shape[0], _check(x, w)), np.float32)
+    _linear_jit(x, w, y)
+    return y
+
+
+def clipped_linear(x: F32, w: Matrix, clip: F32) -> F32:
+    """Clamp, multiply, clamp; see ``reference.clipped_linear``.
+
+    Parameters
+    ----------
+    x : float32 [M, K], C-contiguous
+    w : CodeMatrix or FloatMatrix of [N, K]
+    clip : float32 [4], input min, input max, output min, output max
+
+    Returns
+    -------
+    float32 [M, N]
+    """
+    y = np.empty((x.shape[0], _check(x, w)), np.float32)
+    if clip.shape != (4,) or clip.dtype != np.float32:
+        raise InputError(f"clipped_linear: got clip {clip.dtype} {clip.shape}; want float32 (4,)")
+    _clipped_linear_jit(x, w, clip, y)
+    return y
+
+
+def _check(x: F32, w: Matrix) -> int:
+    """Refuse what the compiled code would read beyond; return N."""
+    if isinstance(w, CodeMatrix):
+        n, k = w.codes.shape[0], w.codes.shape[1] * 8 // w.bits
+        groups = w.scale.shape[1] if w.scale.ndim == 2 else 0
+        sound = (
+            w.bits in (2, 4, 8)
+            and w.block > 0
+            and w.block % 16 == 0
+            and k % w.block == 0
+            and w.codes.dtype == np.uint8
+            and w.scale.dtype == np.float32
+            and w.scale.shape[0] == n
+            and groups in (1, k // w.block)
+            and w.codes.flags.c_contiguous
+            and w.scale.flags.c_contiguous
+        )
+        if not sound:
+            raise InputError(
+                f"linear: got codes {w.codes.dtype} {w.codes.shape}, scale {w.scale.dtype} {w.scale.shape}, "
+                f"{w.bits} bits, block {w.block}; want one scale a row or a block of 16·n columns"
+            )
+    else:
+        n, k = w.rows.shape
+    if x.ndim != 2 or x.shape[1] != k or x.dtype != np.float32 or not x.flags.c_contiguous:
+        raise InputError(f"linear: got x {x.dtype} {x.shape}; want contiguous float32 (M, {k})")
+    if w.activation.shape != (2,) or w.activation.dtype != np.float32:
+        raise InputError(f"linear: got activation {w.activation.shape}; want float32 (2,)")
+    return int(n)
+
+
+def _linear(x: Any, w: Any, y: Any) -> None:
+    """Write ``x · wᵀ`` into y; call it from compiled code. x [M, K], y [M, N] float32, C-contiguous."""
+    raise NotImplementedError
+
+
+def _clipped_linear(x: Any, w: Any, clip: Any, y: Any) -> None:
+    """Write the clipped linear into y; call it from compiled code. clip float32 [4]."""
+    raise NotImplementedError
+
+
+@overload(_linear)
+def _overload_linear(x, w, y):  # type: ignore[no-untyped-def]
+    kind = getattr(w, "instance_class", None)
+    if kind is CodeMatrix:
+        return lambda x, w, y: _codes(x, w.codes, w.scale, w.activation, w.bits, w.block, y)
+    if kind is FloatMatrix:
+        return lambda x, w, y: _rows(x, w.rows, w.activation, y)
+    return None
+
+
+@overload(_clipped_linear)
+def _overload_clipped_linear(x, w, clip, y):  # type: ignore[no-untyped-def]
+    def clipped(x, w, clip, y):  # type: ignore[no-untyped-def]
+        inside = np.empty_like(x)
+        for m in range(x.shape[0]):
+            _clamp(x[m], clip[0], clip[1], inside[m])
+        _linear(inside, w, y)
+        for m in range(x.shape[0]):
+            _clamp(y[m], clip[2], clip[3], y[m])
+
+    return clipped
+
+
+@njit(cache=True)
+def _linear_jit(x, w, y):  # type: ignore[no-untyped-def]
+    _linear(x, w, y)
+
+
+@njit(cache=True)
+def _clipped_linear_jit(x, w, clip, y):  # type: ignore[no-untyped-def]
+    _clipped_linear(x, w, clip, y)
+
+
+@njit(cache=True)
+def _clamp(x, low, high, y):  # type: ignore[no-untyped-def]
+    for i in range(x.size):
+        v = x[i]
+        if v < low:
+            v = low
+        if v > high:
+            v = high
+        y[i] = v
+
+
+@njit(cache=True)
+def _fake(v, scale):  # type: ignore[no-untyped-def]
+    """Round to the static int8 grid; NaN stays NaN, a scale of 0 leaves v."""
+    if scale == np.float32(0.0):
+        return v
+    v = np.rint(v / scale)
+    if v > np.float32(127.0):
+        v = np.float32(127.0)
+    if v < np.float32(-128.0):
+        v = np.float32(-128.0)
+    return v * scale
+
+
+@njit(cache=True)
+def _quantize(x, static, block, q, s):  # type: ignore[no-untyped-def]
+    """Quantize one row to int8 q [K] with a scale for each block s [K/block]."""
+    for b in range(s.size):
+        scale = static
+        top = np.float32(0.0)
+        for i in range(b * block, (b + 1) * block):
+            v = abs(x[i])
+            if v > top or v != v:
+                top = v
+                if v != v:
+                    break
+        if static == np.float32(0.0):
+            scale = top / np.float32(127.0)
+        for i in range(b * block, (b + 1) * block):
+            v = np.float32(0.0)
+            if scale > np.float32(0.0):
+                v = np.rint(x[i] / scale)
+            if v > np.float32(127.0):
+                v = np.float32(127.0)
+            if v < np.float32(-128.0):
+                v = np.float32(-128.0)
+            q[i] = np.int32(v) if v == v else 0
+        s[b] = scale if top == top else np.float32(np.nan)
+
+
+@njit(cache=True, parallel=True)
+def _codes(x, codes, scale, activation, bits, block, y):  # type: ignore[no-untyped-def]
+    m_rows, k = x.shape
+    blocks = k // block
+    q = np.empty((m_rows, k), np.int8)
+    s = np.empty((m_rows, blocks), np.float32)
+    for m in range(m_rows):
+        _quantize(x[m], activation[0], block, q[m], s[m])
+    per_row = scale.shape[1] == 1
+    mask = (1 << bits) - 1
+    middle = 1 << (bits - 1)
+    per_byte = 8 // bits
+    for n in prange(codes.shape[0]):
+        for m in range(m_rows):
+            total = np.float32(0.0)
+            for b in range(blocks):
+                dot = np.int32(0)
+                for i in range(b * block, (b + 1) * block):
+                    byte = np.int32(codes[n, i // per_byte])
+                    code = (byte >> (bits * (i % per_byte))) & mask
+                    dot += np.int32(code - middle) * np.int32(q[m, i])
+                w = scale[n, 0 if per_row else b]
+                total += np.float32(dot) * s[m, b] * w
+            y[m, n] = _fake(total, activation[1])
+
+
+@njit(cache=True, parallel=True)
+def _rows(x, rows, activation, y):  # type: ignore[no-untyped-def]
+    m_rows, k = x.shape
+    fake = np.empty_like(x)
+    for m in range(m_rows):
+        for i in range(k):
+            fake[m, i] = _fake(x[m, i], activation[0])
+    for n in prange(rows.shape[0]):
+        row = _float_row(rows[n])
+        for m in range(m_rows):
+            total = np.float32(0.0)
+            for i in range(k):
+                total += fake[m, i] * row[i]
+            y[m, n] = _fake(total, activation[1])
+
+
+def _float_row(row: Any) -> Any:
+    """Give a row as float32."""
+
+
+@overload(_float_row)
+def _overload_float_row(row):  # type: ignore[no-untyped-def]
+    if row.dtype == types.float32:
+        return lambda row: row
+    return lambda row: (row.astype(np.uint32) << np.uint32(16)).view(np.float32)
