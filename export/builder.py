@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import onnx
 from onnx import AttributeProto, TensorProto, helper
 
-from export.source import F32, Matrix
+from export.source import F32, FLOAT_BITS, Matrix
 
 ABI = "edgegemma"
 CONTRIB = "com.microsoft"
@@ -27,6 +28,7 @@ OPSETS = {"": 23, CONTRIB: 1, ABI: 1}
 IR_VERSION = 10
 INLINE_BYTES = 4096  # smaller tensors live in the graph
 ALIGNMENT = 4096  # a page, so that a tensor is mapped and dropped on its own
+UNUSED_SCALE = np.ones((1, 1), np.float32)  # beside a float matrix
 LAST = 2**63 - 1  # "to the end" for Slice
 
 _TYPES = {
@@ -246,16 +248,23 @@ class Graph(Nodes):
         room.close()
         return name
 
+    def floats(self, module: str, matrix: Matrix) -> str:
+        """Stream a bfloat16 or float32 matrix [N, K] in; give its name."""
+        weight = f"{module}.weight"
+        kind = TensorProto.BFLOAT16 if matrix.bits == 16 else TensorProto.FLOAT
+        shape = (matrix.rows, matrix.columns)
+        room = self._room(weight, kind, shape, matrix.rows * matrix.row_bytes)
+        for chunk, _ in matrix.chunks:
+            room.write(chunk)
+        room.close()
+        return weight
+
     def matrix(self, module: str, matrix: Matrix, shape: Sequence[int]) -> tuple[str, str]:
         """Stream a matrix and its scales in; give the names of both. ``shape`` is that of the codes."""
         weight, scale = f"{module}.weight", f"{module}.weight_scale"
-        kind = {16: TensorProto.BFLOAT16, 32: TensorProto.FLOAT}.get(matrix.bits, TensorProto.UINT8)
-        rows = self._room(weight, kind, shape, matrix.rows * matrix.row_bytes)
-        if matrix.bits in (16, 32):
-            for chunk, _ in matrix.chunks:
-                rows.write(chunk)
-            rows.close()
-            return weight, scale
+        if matrix.bits in FLOAT_BITS:
+            return self.floats(module, matrix), self.tensor(scale, UNUSED_SCALE)
+        rows = self._room(weight, TensorProto.UINT8, shape, matrix.rows * matrix.row_bytes)
         dims = (matrix.rows, matrix.scale_columns)
         scales = self._room(scale, TensorProto.FLOAT, dims, 4 * matrix.rows * matrix.scale_columns)
         for chunk, chunk_scale in matrix.chunks:
@@ -269,12 +278,13 @@ class Graph(Nodes):
         """Add an initializer whose bytes another graph of the folder already keeps."""
         model = onnx.load(other, load_external_data=False)
         (found,) = (t for t in model.graph.initializer if t.name == other_name)
-        tensor = TensorProto()
+        if math.prod(found.dims) != math.prod(shape):
+            raise ValueError(f"{other_name}: got {list(found.dims)}; want room for {list(shape)}")
+        tensor = self.tensors[name] = TensorProto()
         tensor.CopyFrom(found)
         tensor.name = name
-        del tensor.dims[:]
+        tensor.ClearField("dims")
         tensor.dims.extend(shape)
-        self.tensors[name] = tensor
         return name
 
     def save(self, functions: Iterable[onnx.FunctionProto], config: dict[str, Any]) -> None:
