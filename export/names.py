@@ -1,0 +1,272 @@
+"""Names and shapes of a checkpoint's tensors: the one table.
+
+`canonical` brings every spelling to one: Hugging Face's own for ``Gemma4ForConditionalGeneration``, with
+a weight called ``MODULE.weight`` and its codes' scale ``MODULE.weight_scale``, whatever layout they come
+in. `wanted` lists what a config asks for. `match` joins the two and refuses what is missing or of
+another shape, before anything is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from edgegemma.config import AudioConfig, ModelConfig, TextConfig
+from edgegemma.errors import CheckpointError
+from export.checkpoint import FLOATS, TensorInfo
+
+LANGUAGE, AUDIO, EMBED_AUDIO = "model.language_model", "model.audio_tower", "model.embed_audio"
+MEL_ROWS = 32  # 128 mel bins through two convolutions of stride 2
+
+# (how a name starts, what that becomes); the first that fits. None: deliberately not exported.
+PREFIXES: tuple[tuple[str, str | None], ...] = (
+    ("model.vision_tower.", None),
+    ("model.embed_vision.", None),
+    ("model.language_model.", f"{LANGUAGE}."),
+    ("model.audio_tower.", f"{AUDIO}."),
+    ("model.embed_audio.", f"{EMBED_AUDIO}."),
+    ("vision_tower.", None),
+    ("embed_vision.", None),
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.model.", f"{LANGUAGE}."),
+    ("language_model.", f"{LANGUAGE}."),
+    ("audio_tower.", f"{AUDIO}."),
+    ("embed_audio.", f"{EMBED_AUDIO}."),
+    ("lm_head.", "lm_head."),
+    ("model.", f"{LANGUAGE}."),  # Gemma4ForCausalLM
+)
+# (part of a name, what that becomes): the towers' wrapped linears, Google's packed tables.
+SPELLINGS = (
+    (r"\.linear\.", "."),
+    (r"\.embedding_quantized$", ".weight"),
+    (r"\.embedding_scale$", ".weight_scale"),
+)
+# Buffers that some versions save and nothing needs.
+IGNORED = re.compile(r"rotary_emb\.|inv_freq$|inv_timescales$|\.embed_scale$")
+
+TEXT_NORMS = (
+    "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
+    "post_feedforward_layernorm", "post_per_layer_input_norm",
+)  # fmt: skip
+AUDIO_NORMS = (
+    "feed_forward1.pre_layer_norm", "feed_forward1.post_layer_norm", "feed_forward2.pre_layer_norm",
+    "feed_forward2.post_layer_norm", "norm_pre_attn", "norm_post_attn", "norm_out",
+    "lconv1d.pre_layer_norm", "lconv1d.conv_norm",
+)  # fmt: skip
+CLIPS = ("input_min", "input_max", "output_min", "output_max")
+ACTIVATIONS = ("input_activation_scale", "output_activation_scale")
+CACHE_SCALES = ("k_cache_scale", "v_cache_scale")
+
+Kind = Literal["linear", "clipped", "table", "rows", "vector"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One thing a graph needs: a tensor ("vector"), or a module and the shape of its weight."""
+
+    kind: Kind
+    shape: tuple[int, ...]
+
+
+def canonical(name: str) -> str | None:
+    """Give the canonical name of a checkpoint's tensor, or None for what is not exported."""
+    for start, becomes in PREFIXES:
+        if name.startswith(start):
+            if becomes is None:
+                return None
+            name = becomes + name.removeprefix(start)
+            break
+    for pattern, becomes in SPELLINGS:
+        name = re.sub(pattern, becomes, name)
+    return name
+
+
+def wanted(config: ModelConfig) -> dict[str, Wanted]:
+    """List everything the graphs of a model ask for, by canonical module or tensor name."""
+    found = dict(_text(config.text))
+    if config.audio is not None:
+        found |= _audio(config.audio)
+        shape = (config.text.hidden_size, config.audio.output_proj_dims)
+        found[f"{EMBED_AUDIO}.embedding_projection"] = Wanted("rows", shape)
+    return found
+
+
+def _text(c: TextConfig) -> Iterator[tuple[str, Wanted]]:
+    H, V, P = c.hidden_size, c.vocab_size, c.hidden_size_per_layer_input
+    wide = c.num_hidden_layers * P
+    yield f"{LANGUAGE}.embed_tokens", Wanted("table", (V, H))
+    yield f"{LANGUAGE}.embed_tokens_per_layer", Wanted("table", (V, wide))
+    yield f"{LANGUAGE}.per_layer_model_projection", Wanted("rows", (wide, H))
+    yield f"{LANGUAGE}.per_layer_projection_norm.weight", Wanted("vector", (P,))
+    yield f"{LANGUAGE}.norm.weight", Wanted("vector", (H,))
+    yield "lm_head", Wanted("linear", (V, H))
+    for i in range(c.num_hidden_layers):
+        layer = f"{LANGUAGE}.layers.{i}"
+        kv_heads, D = c.heads_of(i)
+        inner, queries = c.intermediate_of(i), c.num_attention_heads * D
+        yield f"{layer}.layer_scalar", Wanted("vector", (1,))
+        for norm in TEXT_NORMS:
+            yield f"{layer}.{norm}.weight", Wanted("vector", (H,))
+        yield f"{layer}.self_attn.q_norm.weight", Wanted("vector", (D,))
+        linears = {
+            "self_attn.q_proj": (queries, H), "self_attn.o_proj": (H, queries),
+            "mlp.gate_proj": (inner, H), "mlp.up_proj": (inner, H), "mlp.down_proj": (H, inner),
+            "per_layer_input_gate": (P, H), "per_layer_projection": (H, P),
+        }  # fmt: skip
+        if i < c.first_shared_layer:
+            yield f"{layer}.self_attn.k_norm.weight", Wanted("vector", (D,))
+            linears["self_attn.k_proj"] = linears["self_attn.v_proj"] = (kv_heads * D, H)
+        for name, shape in linears.items():
+            yield f"{layer}.{name}", Wanted("linear", shape)
+
+
+def _audio(c: AudioConfig) -> Iterator[tuple[str, Wanted]]:
+    C, (c0, c1) = c.hidden_size, c.subsampling_conv_channels
+    subsample = f"{AUDIO}.subsample_conv_projection"
+    yield f"{subsample}.layer0.conv.weight", Wanted("vector", (c0, 1, 3, 3))
+    yield f"{subsample}.layer0.norm.weight", Wanted("vector", (c0,))
+    yield f"{subsample}.layer1.conv.weight", Wanted("vector", (c1, c0, 3, 3))
+    yield f"{subsample}.layer1.norm.weight", Wanted("vector", (c1,))
+    yield f"{subsample}.input_proj_linear", Wanted("rows", (C, c1 * MEL_ROWS))
+    yield f"{AUDIO}.output_proj", Wanted("rows", (c.output_proj_dims, C))
+    yield f"{AUDIO}.output_proj.bias", Wanted("vector", (c.output_proj_dims,))
+    linears = {
+        "feed_forward1.ffw_layer_1": (4 * C, C), "feed_forward1.ffw_layer_2": (C, 4 * C),
+        "feed_forward2.ffw_layer_1": (4 * C, C), "feed_forward2.ffw_layer_2": (C, 4 * C),
+        "self_attn.q_proj": (C, C), "self_attn.k_proj": (C, C), "self_attn.v_proj": (C, C),
+        "self_attn.post": (C, C), "lconv1d.linear_start": (2 * C, C), "lconv1d.linear_end": (C, C),
+    }  # fmt: skip
+    for i in range(c.num_hidden_layers):
+        layer = f"{AUDIO}.layers.{i}"
+        for name, shape in linears.items():
+            yield f"{layer}.{name}", Wanted("clipped", shape)
+        for norm in AUDIO_NORMS:
+            yield f"{layer}.{norm}.weight", Wanted("vector", (C,))
+        yield f"{layer}.self_attn.relative_k_proj", Wanted("rows", (C, C))
+        yield f"{layer}.self_attn.per_dim_scale", Wanted("vector", (c.head_dim,))
+        depthwise = Wanted("vector", (C, 1, c.conv_kernel_size))
+        yield f"{layer}.lconv1d.depthwise_conv1d.weight", depthwise
+
+
+@dataclass(frozen=True)
+class Match:
+    """A checkpoint's tensors under their canonical names."""
+
+    wanted: dict[str, Wanted]
+    names: dict[str, str]
+    """Canonical tensor name → the checkpoint's."""
+    unexpected: tuple[str, ...]
+    """Tensors of the checkpoint that nothing asks for and nothing excuses."""
+
+
+def match(config: ModelConfig, tensors: Mapping[str, TensorInfo], tied: bool) -> Match:
+    """Find everything a config asks for and check its shape.
+
+    Parameters
+    ----------
+    tied : bool
+        The config ties the head to the embedding, so that ``lm_head`` may be absent.
+
+    Raises
+    ------
+    CheckpointError
+        A tensor is missing, named twice, or of another type or shape; names file, tensor, got, want.
+    """
+    names: dict[str, str] = {}
+    for name in tensors:
+        known = canonical(name)
+        if known is None:
+            continue
+        if known in names:
+            raise CheckpointError(
+                f"{tensors[name].file}: {name} and {names[known]} are the same tensor"
+            )
+        names[known] = name
+    want = wanted(config)
+    if tied and "lm_head.weight" not in names:
+        del want["lm_head"]
+    for item, what in want.items():
+        tensor = item if what.kind == "vector" else f"{item}.weight"
+        if tensor not in names:
+            raise CheckpointError(
+                f"tensor {tensor} {list(what.shape)} is missing from the checkpoint"
+            )
+        info = tensors[names[tensor]]
+        if info.dtype in FLOATS:
+            _check_shape(names[tensor], info, what.shape)
+        elif what.kind in ("vector", "rows"):
+            raise CheckpointError(f"{info.file}: {names[tensor]}: got {info.dtype}; want floats")
+        else:
+            code_bits(names[tensor], info, what.shape)
+            _check_scale(item, what, names, tensors)
+    excused = _excused(config)
+    used = {part for item, what in want.items() for part in _parts(item, what)}
+    unexpected = [
+        n for known, n in names.items() if known not in used and not excused.search(known)
+    ]
+    return Match(want, names, tuple(unexpected))
+
+
+def code_bits(name: str, info: TensorInfo, shape: tuple[int, ...]) -> int:
+    """Give the bits of packed codes by their type and width; raise `CheckpointError` if they fit none."""
+    rows, columns = shape
+    if info.dtype == "I8" and info.shape == shape:
+        return 8
+    for bits in (2, 4):
+        if info.dtype == "U8" and info.shape == (rows, columns * bits // 8):
+            return bits
+    raise CheckpointError(
+        f"{info.file}: {name}: got {info.dtype} {list(info.shape)}; want 2- or 4-bit codes in U8 "
+        f"[{rows}, {columns // 4} or {columns // 2}], I8 {list(shape)}, or floats of that shape"
+    )
+
+
+def _check_shape(name: str, info: TensorInfo, shape: tuple[int, ...]) -> None:
+    if info.shape != shape:
+        raise CheckpointError(f"{info.file}: {name}: got {list(info.shape)}; want {list(shape)}")
+
+
+def _check_scale(
+    module: str, what: Wanted, names: Mapping[str, str], tensors: Mapping[str, TensorInfo]
+) -> None:
+    scale = f"{module}.weight_scale"
+    if scale not in names:
+        raise CheckpointError(
+            f"tensor {scale} is missing from the checkpoint: {module} holds codes"
+        )
+    info = tensors[names[scale]]
+    groups = info.shape[1] if len(info.shape) == 2 else 0
+    fits = groups == 1 or (what.kind == "table" and groups > 0 and what.shape[1] % groups == 0)
+    if info.dtype != "F32" or info.shape[0] != what.shape[0] or not fits:
+        raise CheckpointError(
+            f"{info.file}: {names[scale]}: got {info.dtype} {list(info.shape)}; want F32 [{what.shape[0]}, 1]"
+            + (" or a scale for each equal slice of a row" if what.kind == "table" else "")
+        )
+
+
+def _parts(item: str, what: Wanted) -> list[str]:
+    """Give all tensors that may belong to something wanted."""
+    if what.kind == "vector":
+        return [item]
+    suffixes = ["weight", "weight_scale"]
+    suffixes += ACTIVATIONS if what.kind in ("linear", "clipped") else ()
+    suffixes += CLIPS if what.kind == "clipped" else ()
+    return [f"{item}.{suffix}" for suffix in suffixes]
+
+
+def _excused(config: ModelConfig) -> re.Pattern[str]:
+    """Match tensors that may be there without being wanted."""
+    shared = range(config.text.first_shared_layer, config.text.num_hidden_layers)
+    layers = "|".join(map(str, shared)) or "none"
+    excused = [
+        IGNORED.pattern,
+        r"self_attn\.[kv]_cache_scale$",
+        # early uploads keep the unused K/V of layers that borrow them
+        rf"language_model\.layers\.({layers})\.self_attn\.(k_proj|v_proj|k_norm)\.",
+        r"^lm_head\.",  # tied
+    ]
+    if config.audio is None:
+        excused.append(r"^model\.(audio_tower|embed_audio)\.")
+    return re.compile("|".join(excused))
