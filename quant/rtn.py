@@ -88,19 +88,19 @@ def _search(w: F32, bits: int, asymmetric: bool) -> tuple[U8, F32, U8]:
     """Quantize groups [G, B]: the best of some scales, then fitted to its own codes."""
     low, high = np.minimum(w.min(1), 0.0), np.maximum(w.max(1), 0.0)
     half, top = 1 << (bits - 1), (1 << bits) - 1
-    if asymmetric:
-        widest = high / np.float32(top) - low / np.float32(top)
-    else:
-        widest = np.maximum(high / np.float32(half - 1), low / np.float32(-half))
     best = _Best(w, top)
+    middle = np.full_like(low, half)
     for share in SHARES[bits]:
-        scale = widest * np.float32(share)
-        safe = np.where(scale > 0, scale, np.float32(1))
-        zero = np.rint(-low / safe) if asymmetric else np.full_like(scale, half)
-        best.offer(scale, np.minimum(zero, np.float32(top)))
-    best.offer(np.maximum(high, -low) / np.float32(half - 1), np.full_like(widest, half))
+        widest = np.maximum(high / np.float32(half - 1), low / np.float32(-half))
+        best.offer(widest * np.float32(share), middle)
+    largest = np.maximum(high, -low)
+    best.offer(largest / np.float32(half - 1), middle)
     # ±1 at the largest magnitude: exact for a group of ±v, whose other scales may round.
-    best.offer(np.maximum(high, -low), np.full_like(widest, half))
+    best.offer(largest, middle)
+    for share in SHARES[bits] if asymmetric else ():
+        scale = (high / np.float32(top) - low / np.float32(top)) * np.float32(share)
+        zero = np.rint(-low / np.where(scale > 0, scale, np.float32(1)))
+        best.offer(scale, np.minimum(zero, np.float32(top)))
     for _ in range(FITS):
         best.offer(best.fitted_scale(), best.zero)
     return best.codes.astype(np.uint8), best.scale, best.zero.astype(np.uint8)
