@@ -1,0 +1,171 @@
+"""The corpus: shards of real prompts, synthetic speech and silence, and the test sets.
+
+Training shards
+    `real`: every training prompt as recorded and in changed copies;
+    `joined`: short training prompts played one after the other, as a telephone system does;
+    `voices-NN`: made-up sentences by the synthetic voices;
+    `silence`: clips without speech, to which the answer is nothing.
+
+Test shards
+    `held-out`: the held-out prompts; `unseen-voice`: made-up sentences by a voice that is never
+    trained on; `librivox`: read literature, out of scope; `no-speech`: silence and noise.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from train import augment
+from train.features import write_shard
+from train.recordings import Recording, divided, fetch, guard, librivox, prompts
+from train.texts import Sentences, transcript
+from train.voices import SAMPLE_RATE, SHARES, UNSEEN_VOICE, VOICES, Samples
+
+TRAINING = ("real", "joined", "voices-*", "silence")
+TESTS = ("held-out", "unseen-voice", "librivox", "no-speech")
+VOICE_SHARDS, CLIPS_PER_SHARD = 14, 1_000
+COPIES = 10
+JOINED = 3_500
+LONGEST_SECONDS = 12.0
+
+Spoken = Iterator[tuple[Samples, str, str, str]]
+"""Samples, transcript, source and key of each clip."""
+
+
+def _generator(name: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def _trimmed(recordings: list[Recording]) -> list[tuple[Recording, Samples]]:
+    decoded = [(recording, recording.samples()) for recording in recordings]
+    return [(r, samples) for r, samples in decoded if len(samples) <= LONGEST_SECONDS * SAMPLE_RATE]
+
+
+def real(work: Path) -> Spoken:
+    """Give every training prompt as it is, then changed copies of it."""
+    training, _ = divided(prompts(work))
+    guard(recording.key for recording in training)
+    generator = _generator("real")
+    for recording, samples in _trimmed(training):
+        yield samples, recording.transcript, "real", recording.key
+        for _ in range(COPIES):
+            changed = augment.paced(samples, generator.uniform(0.88, 1.14))
+            yield augment.degraded(changed, generator), recording.transcript, "real", recording.key
+
+
+def joined(work: Path) -> Spoken:
+    """Play two to six short training prompts one after the other."""
+    training, _ = divided(prompts(work))
+    guard(recording.key for recording in training)
+    generator = _generator("joined")
+    short = [(r, samples) for r, samples in _trimmed(training) if len(samples) < 3.2 * SAMPLE_RATE]
+    for _ in range(JOINED):
+        picked = [short[i] for i in generator.integers(0, len(short), generator.integers(2, 7))]
+        while len(picked) > 2 and sum(len(samples) for _, samples in picked) > 8 * SAMPLE_RATE:
+            picked.pop()
+        gap = int(generator.uniform(0, 0.15) * SAMPLE_RATE)
+        samples = np.concatenate([np.pad(samples, (0, gap)) for _, samples in picked])
+        samples = augment.paced(samples, generator.uniform(0.9, 1.12))
+        text = " ".join(recording.transcript for recording, _ in picked)
+        yield (
+            augment.degraded(samples, generator),
+            text,
+            "joined",
+            "+".join(r.key for r, _ in picked),
+        )
+
+
+def sentences(work: Path, seed: int) -> Sentences:
+    """Make the source of synthetic texts: without the words of held-out prompts."""
+    from wordfreq import top_n_list
+
+    training, testing = divided(prompts(work))
+    banned = {r.transcript for r in testing if len(r.transcript.split()) > 2}
+    words = [
+        word
+        for word in top_n_list("en", 3_000)
+        if word.isalpha() and word.isascii() and len(word) > 1
+    ]
+    return Sentences([recording.text for recording in training], banned, words, seed)
+
+
+def voices(work: Path, shard: int) -> Spoken:
+    """Let the synthetic voices say made-up sentences."""
+    source, generator = sentences(work, shard), _generator(f"voices-{shard}")
+    for number in range(CLIPS_PER_SHARD):
+        voice = str(generator.choice(list(SHARES), p=list(SHARES.values())))
+        text = source.draw()
+        samples = VOICES[voice](text, float(generator.uniform(0.8, 1.25)))
+        samples = augment.paced(samples, generator.uniform(0.86, 1.18))
+        if 0.2 * SAMPLE_RATE < len(samples) <= LONGEST_SECONDS * SAMPLE_RATE:
+            yield augment.degraded(samples, generator), transcript(text), voice, f"{shard}/{number}"
+
+
+def silence(name: str, count: int) -> Spoken:
+    """Make clips in which nobody speaks."""
+    generator = _generator(name)
+    for number in range(count):
+        yield augment.silence(generator), "", "silence", f"{name}/{number}"
+
+
+def unseen_voice(work: Path, count: int = 150) -> Spoken:
+    """Let the voice kept for testing say sentences from another seed."""
+    source = sentences(work, 10_000)
+    for number in range(count):
+        text = source.draw()
+        yield VOICES[UNSEEN_VOICE](text, 1.0), transcript(text), UNSEEN_VOICE, f"test/{number}"
+
+
+def as_recorded(recordings: list[Recording], source: str) -> Spoken:
+    """Give recordings unchanged."""
+    for recording in recordings:
+        yield recording.samples(), recording.transcript, source, recording.key
+
+
+def _write(work: Path, name: str) -> str:
+    path = work / "shards" / name
+    if path.with_suffix(".jsonl").exists():
+        return name
+    kind, _, number = name.partition("-")
+    if kind == "voices":
+        clips = voices(work, int(number))
+    else:
+        clips = {
+            "real": lambda: real(work),
+            "joined": lambda: joined(work),
+            "silence": lambda: silence("silence", 1_200),
+            "held-out": lambda: as_recorded(divided(prompts(work))[1], "held-out"),
+            "unseen-voice": lambda: unseen_voice(work),
+            "librivox": lambda: as_recorded(librivox(work), "librivox"),
+            "no-speech": lambda: silence("no-speech", 100),
+        }[name]()
+    write_shard(path, clips)
+    return name
+
+
+def save_held_out(work: Path) -> None:
+    """Write the held-out recordings as 16 kHz sound files with their transcripts."""
+    folder, references = work / "heldout", []
+    folder.mkdir(parents=True, exist_ok=True)
+    for recording in divided(prompts(work))[1]:
+        file = recording.key.replace("/", "_") + ".wav"
+        soundfile.write(folder / file, recording.samples(), SAMPLE_RATE, subtype="PCM_16")
+        references.append({"file": file, "key": recording.key, "text": recording.transcript})
+    (folder / "refs.json").write_text(json.dumps(references, indent=1))
+
+
+def build(work: Path, processes: int = 2) -> None:
+    """Fetch the recordings and write every shard that is missing."""
+    fetch(work)
+    save_held_out(work)
+    names = [*TESTS, "real", "joined", "silence", *(f"voices-{n:02}" for n in range(VOICE_SHARDS))]
+    with ProcessPoolExecutor(processes) as pool:
+        for name in pool.map(_write, [work] * len(names), names):
+            print("shard", name, flush=True)

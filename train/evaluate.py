@@ -1,0 +1,56 @@
+"""Evaluation: greedy transcripts in torch, and word error rates with their uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jiwer
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional
+
+from train.features import FRAMES_PER_TOKEN
+from train.tokens import EOS_IDS, prompt_ids
+
+TOKENS_PER_SECOND = 25
+
+
+@torch.no_grad()
+def transcribe(model: Any, tokenizer: Tokenizer, frames: np.ndarray) -> str:
+    """Write down one clip greedily, given its valid frames, shape (frames, 128)."""
+    model.eval()
+    soft_tokens = -(-len(frames) // FRAMES_PER_TOKEN)
+    most = 8 + 8 * soft_tokens // TOKENS_PER_SECOND
+    features = torch.from_numpy(np.ascontiguousarray(frames))[None]
+    inputs = {
+        "input_features": features,
+        "input_features_mask": torch.ones(1, len(frames), dtype=torch.bool),
+    }
+    ids = torch.tensor([prompt_ids(tokenizer, soft_tokens)])
+    written: list[int] = []
+    cache = None
+    while len(written) < most:
+        out = model.model(input_ids=ids, past_key_values=cache, use_cache=True, **inputs)
+        table = model.model.language_model.embed_tokens.weight
+        token = int(functional.linear(out.last_hidden_state[0, -1], table).argmax())
+        if token in EOS_IDS:
+            break
+        written.append(token)
+        cache, inputs, ids = out.past_key_values, {}, torch.tensor([[token]])
+    return tokenizer.decode(written).strip()
+
+
+def errors_and_words(reference: str, hypothesis: str) -> tuple[int, int]:
+    """Count the word errors of one transcript and the words of its reference."""
+    if not reference:
+        return len(hypothesis.split()), 0
+    out = jiwer.process_words(reference, hypothesis)
+    return out.substitutions + out.deletions + out.insertions, len(reference.split())
+
+
+def error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Give the word error rate of a set."""
+    counts = [errors_and_words(r, h) for r, h in zip(references, hypotheses, strict=True)]
+    return sum(errors for errors, _ in counts) / max(1, sum(words for _, words in counts))

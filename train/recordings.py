@@ -1,0 +1,138 @@
+"""Real speech from Debian packages, and the part of it that is never trained on.
+
+The recordings are downloaded with apt, unpacked into the work folder and never committed. Which
+prompts are held out is decided by a hash of their key and written to `heldout.txt`, which is
+committed; `guard` refuses a training set that contains one of them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from train.texts import transcript
+from train.voices import Samples, read
+
+HELD_OUT = Path(__file__).with_name("heldout.txt")
+HELD_OUT_SHARE = 5  # one key in five
+PACKAGES = ("asterisk-core-sounds-en", "asterisk-core-sounds-en-g722", "pocketsphinx-testdata")
+TRANSCRIPTS = "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
+SOUNDS = "usr/share/asterisk/sounds"
+LIBRIVOX = "usr/share/pocketsphinx/test/data/librivox"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recorded utterance."""
+
+    key: str
+    text: str
+    path: Path
+
+    @property
+    def transcript(self) -> str:
+        """What the model should write."""
+        return transcript(self.text)
+
+    def samples(self) -> Samples:
+        """Decode to 16 kHz."""
+        if self.path.suffix != ".g722":
+            return read(self.path)
+        command = [
+            "ffmpeg",
+            "-v",
+            "error",
+            "-f",
+            "g722",
+            "-i",
+            str(self.path),
+            "-ar",
+            "16000",
+            "-f",
+            "s16le",
+            "-",
+        ]
+        raw = subprocess.run(command, check=True, capture_output=True).stdout
+        return np.frombuffer(raw, dtype="<i2").astype(np.float32) / 32768
+
+
+def fetch(work: Path) -> None:
+    """Download and unpack the packages into `work/packages`."""
+    folder = work / "packages"
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / TRANSCRIPTS).exists() and (folder / LIBRIVOX).exists():
+        return
+    subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)
+    for package in folder.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", str(package), str(folder)], check=True)
+
+
+def prompts(work: Path) -> list[Recording]:
+    """List the telephone prompts that are speech and have a transcript, by key."""
+    folder = work / "packages"
+    sounds = {
+        str(path.relative_to(root).with_suffix("")): path
+        for root in (folder / SOUNDS).glob("*")
+        for path in root.rglob("*.g722")
+    }
+    found = {}
+    for line in gzip.decompress((folder / TRANSCRIPTS).read_bytes()).decode().splitlines():
+        if match := re.match(r"([\w/.-]+): *(.+)", line):
+            key, text = match.groups()
+            if key in sounds and transcript(text):
+                found[key] = Recording(key, text.strip(), sounds[key])
+    return [found[key] for key in sorted(found)]
+
+
+def librivox(work: Path) -> list[Recording]:
+    """List the five sentences of read literature: speech out of the model's scope."""
+    folder = work / "packages" / LIBRIVOX
+    lines = (folder / "transcription").read_text().splitlines()
+    pairs = [re.match(r"(.+) \((\S+)\)$", line) for line in lines]
+    return [Recording(m[2], re.sub(r"</?s>", "", m[1]), folder / f"{m[2]}.wav") for m in pairs if m]
+
+
+def chosen_keys(recordings: Iterable[Recording]) -> set[str]:
+    """Choose the keys to hold out.
+
+    One key in five by its hash, and every other take of the same words where these are three or
+    more, so that no held-out sentence was heard in another recording.
+    """
+    recordings = list(recordings)
+    hashed = {
+        r.key
+        for r in recordings
+        if hashlib.sha256(r.key.encode()).digest()[0] % HELD_OUT_SHARE == 0
+    }
+    said = {r.transcript for r in recordings if r.key in hashed}
+    return hashed | {
+        r.key for r in recordings if r.transcript in said and len(r.transcript.split()) > 2
+    }
+
+
+def held_out_keys() -> set[str]:
+    """Read the committed list of held-out keys."""
+    return set(HELD_OUT.read_text().split())
+
+
+def divided(recordings: Iterable[Recording]) -> tuple[list[Recording], list[Recording]]:
+    """Divide recordings into those to train on and those held out, by the committed list."""
+    keys = held_out_keys()
+    training: list[Recording] = []
+    testing: list[Recording] = []
+    for recording in recordings:
+        (testing if recording.key in keys else training).append(recording)
+    return training, testing
+
+
+def guard(keys: Iterable[str]) -> None:
+    """Refuse to train on a held-out recording."""
+    if leaked := held_out_keys() & set(keys):
+        raise ValueError(f"held-out recordings in a training set: {sorted(leaked)}")

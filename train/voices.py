@@ -1,0 +1,118 @@
+"""Voices: the speech synthesisers of the corpus, each a callable from text to 16 kHz samples.
+
+`VOICES` names them. One is never trained on: it is the unseen voice of the evaluation.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+SAMPLE_RATE = 16_000
+UNSEEN_VOICE = "flite-rms"
+
+Samples = np.ndarray
+"""Mono samples at 16 kHz, float32 in [-1, 1], shape (samples,)."""
+
+
+def resampled(samples: Samples, rate: float) -> Samples:
+    """Bring samples of any rate to 16 kHz."""
+    if rate == SAMPLE_RATE:
+        return samples.astype(np.float32)
+    return np.asarray(soxr.resample(samples, rate, SAMPLE_RATE), dtype=np.float32)
+
+
+def read(path: Path) -> Samples:
+    """Read a sound file as 16 kHz mono."""
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    return resampled(samples.mean(axis=1), rate)
+
+
+def _spoken_by(command: list[str]) -> Samples:
+    """Run a synthesiser whose command has a place `OUT` for the file it writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "speech.wav"
+        command = [str(out) if part == "OUT" else part for part in command]
+        subprocess.run(command, check=True, capture_output=True)
+        return read(out)
+
+
+@cache
+def _hibari() -> Any:
+    from hibari import Hibari
+
+    return Hibari(threads=1)
+
+
+def hibari(text: str, speed: float) -> Samples:
+    """Speak with Hibari's American voice."""
+    engine = _hibari()
+    return resampled(engine(text, speed=speed), engine.sample_rate)
+
+
+def flite(voice: str) -> Callable[[str, float], Samples]:
+    """Return the speaker for one of flite's voices."""
+    return lambda text, speed: _spoken_by(
+        [
+            "flite",
+            "-voice",
+            voice,
+            "--setf",
+            f"duration_stretch={1 / speed:.3f}",
+            "-t",
+            text,
+            "-o",
+            "OUT",
+        ]
+    )
+
+
+def pico(language: str) -> Callable[[str, float], Samples]:
+    """Return the speaker for one of SVOX Pico's languages."""
+    return lambda text, speed: _spoken_by(
+        [
+            "pico2wave",
+            "-l",
+            language,
+            "-w",
+            "OUT",
+            f'<speed level="{round(100 * speed)}">{text}</speed>',
+        ]
+    )
+
+
+def espeak(voice: str) -> Callable[[str, float], Samples]:
+    """Return the speaker for one of eSpeak NG's voices."""
+    return lambda text, speed: _spoken_by(
+        ["espeak-ng", "-v", voice, "-s", str(round(160 * speed)), "-w", "OUT", text]
+    )
+
+
+VOICES: dict[str, Callable[[str, float], Samples]] = {
+    "hibari": hibari,
+    "flite-slt": flite("slt"),
+    "flite-awb": flite("awb"),
+    "flite-kal16": flite("kal16"),
+    "pico-us": pico("en-US"),
+    "pico-gb": pico("en-GB"),
+    "espeak-us": espeak("en-us+f3"),
+    UNSEEN_VOICE: flite("rms"),
+}
+SHARES = {
+    "hibari": 0.50,
+    "flite-slt": 0.13,
+    "flite-awb": 0.10,
+    "flite-kal16": 0.06,
+    "pico-us": 0.11,
+    "pico-gb": 0.06,
+    "espeak-us": 0.04,
+}
+"""How much of the synthetic training speech each voice says."""
