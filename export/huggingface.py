@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
 from edgegemma.errors import CheckpointError, InputError
@@ -20,7 +21,7 @@ PATTERNS = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "edgegemma.json",
 )  # fmt: skip
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -83,7 +84,7 @@ def _download(name: str, revision: str | None) -> str:
         raise InputError(
             f"{name}: not in the cache and the hub cannot be reached; check the network and HF_HUB_OFFLINE"
         ) from error
-    except (hub_errors.HfHubHTTPError, OSError) as error:
+    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"{name}: the download failed ({reason[0]}); run it again to resume"
@@ -92,11 +93,14 @@ def _download(name: str, revision: str | None) -> str:
 
 def _check_room(name: str, options: dict[str, Any]) -> None:
     """Refuse a download that cannot fit, before its first byte."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         return
-    plan = huggingface_hub.snapshot_download(name, dry_run=True, **options)
+    try:
+        plan = huggingface_hub.snapshot_download(name, dry_run=True, **options)
+    except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError):
+        return  # without a network the cache may still have it; the download itself tells
     need = sum(f.file_size for f in plan if not isinstance(f, str) and f.will_download)
-    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    cache = Path(constants.HF_HUB_CACHE)
     while not cache.exists():
         cache = cache.parent
     free = shutil.disk_usage(cache).free
