@@ -1,0 +1,333 @@
+"""The decoder: one compiled call for each layer, for the per-layer inputs and for the head."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from edgegemma.errors import InputError
+from edgegemma.kernels.attention import _attend
+from edgegemma.kernels.kvcache import KV, _append, check_cache
+from edgegemma.kernels.linear import FloatMatrix, Matrix, _linear
+from edgegemma.kernels.norms import _add_rms, _gelu_gate, _rms, _rms_plain, _softcap
+from edgegemma.kernels.rotary import _rotate
+
+F32 = NDArray[np.float32]
+U16 = NDArray[np.uint16]
+
+DYNAMIC = np.zeros(2, np.float32)  # activation scales of a matrix that has none
+DYNAMIC.flags.writeable = False
+
+
+class DecoderLayerWeights(NamedTuple):
+    """Weights and attributes of DecoderLayer, named and ordered as in docs/functions.md.
+
+    Vectors are float32 [H], or [D] for ``q_norm`` and ``k_norm``, or [1] for ``layer_scalar``. All arrays should be
+    read-only: one kind of array is one compilation.
+    """
+
+    input_layernorm: F32
+    q_proj: Matrix
+    k_proj: Matrix
+    v_proj: Matrix
+    q_norm: F32
+    k_norm: F32
+    o_proj: Matrix
+    post_attention_layernorm: F32
+    pre_feedforward_layernorm: F32
+    gate_proj: Matrix
+    up_proj: Matrix
+    down_proj: Matrix
+    post_feedforward_layernorm: F32
+    per_layer_input_gate: Matrix
+    per_layer_projection: Matrix
+    post_per_layer_input_norm: F32
+    layer_scalar: F32
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int
+    eps: float
+    k_cache_scale: float
+    v_cache_scale: float
+
+
+class DecoderLayerSharedWeights(NamedTuple):
+    """Weights and attributes of DecoderLayerShared: `DecoderLayerWeights` without those of keys and values."""
+
+    input_layernorm: F32
+    q_proj: Matrix
+    q_norm: F32
+    o_proj: Matrix
+    post_attention_layernorm: F32
+    pre_feedforward_layernorm: F32
+    gate_proj: Matrix
+    up_proj: Matrix
+    down_proj: Matrix
+    post_feedforward_layernorm: F32
+    per_layer_input_gate: Matrix
+    per_layer_projection: Matrix
+    post_per_layer_input_norm: F32
+    layer_scalar: F32
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int
+    eps: float
+    k_cache_scale: float
+    v_cache_scale: float
+
+
+def decoder_layer(
+    x: F32, ple: F32, cos: F32, sin: F32, position: int, cache: KV, layer: DecoderLayerWeights
+) -> F32:
+    """Run a layer that owns its K/V: write the chunk's into the cache, attend, feed forward.
+
+    Parameters
+    ----------
+    x : float32 [S, H]
+    ple : float32 [S, P], this layer's per-layer inputs
+    cos, sin : float32 [S, D/2], of the chunk's positions
+    position : that of ``x[0]``
+    cache : this layer's; written to
+    layer : its shapes are trusted; see `check_layer`
+
+    Returns
+    -------
+    float32 [S, H]
+    """
+    x, ple, cos, sin = _checked(x, ple, cos, sin, position, cache, layer)
+    out = np.empty_like(x)
+    _decoder_layer(x, ple, cos, sin, position, cache, layer, out)
+    return out
+
+
+def decoder_layer_shared(
+    x: F32, ple: F32, cos: F32, sin: F32, position: int, cache: KV, layer: DecoderLayerSharedWeights
+) -> F32:
+    """Run a layer that reads another layer's cache, which holds the chunk already; see `decoder_layer`."""
+    x, ple, cos, sin = _checked(x, ple, cos, sin, position, cache, layer)
+    out = np.empty_like(x)
+    _decoder_layer_shared(x, ple, cos, sin, position, cache, layer, out)
+    return out
+
+
+def head(x: F32, norm: F32, w: Matrix, softcap: float, eps: float) -> F32:
+    """Compute capped logits; see ``reference_layers.head``.
+
+    Parameters
+    ----------
+    x : float32 [S, H]
+    norm : float32 [H]
+    w : Matrix of [V, H]
+
+    Returns
+    -------
+    float32 [S, V]
+    """
+    if x.ndim != 2 or norm.shape != (x.shape[1],) or matrix_shape(w)[1] != x.shape[1]:
+        raise InputError(f"head: got x {x.shape}, norm {norm.shape}, matrix {matrix_shape(w)}")
+    y = np.empty((x.shape[0], matrix_shape(w)[0]), np.float32)
+    _head(np.ascontiguousarray(x), norm, w, softcap, eps, y)
+    return y
+
+
+def per_layer_inputs(x: F32, tokens: F32, projection: F32 | U16, norm: F32, eps: float) -> F32:
+    """Average tokens' own per-layer rows with a projection of their embeddings.
+
+    Parameters
+    ----------
+    x : float32 [S, H], embeddings
+    tokens : float32 [S, L, P], the tokens' rows, times √P
+    projection : float32, or uint16 with the bits of bfloat16 [L*P, H]
+    norm : float32 [P]
+
+    Returns
+    -------
+    float32 [S, L, P]
+    """
+    rows, width = x.shape[0], tokens.shape[1] * tokens.shape[2]
+    if (
+        len(tokens) != rows
+        or projection.shape != (width, x.shape[1])
+        or norm.shape != tokens.shape[2:]
+    ):
+        raise InputError(
+            f"per_layer_inputs: got x {x.shape}, tokens {tokens.shape}, projection {projection.shape}, "
+            f"norm {norm.shape}; want [S, H], [S, L, P], [L*P, H], [P]"
+        )
+    y = np.empty(tokens.shape, np.float32)
+    matrix = FloatMatrix(projection, DYNAMIC)
+    _per_layer_inputs(np.ascontiguousarray(x), np.ascontiguousarray(tokens), matrix, norm, eps, y)
+    return y
+
+
+def matrix_shape(w: Matrix) -> tuple[int, int]:
+    """Give [N, K] of a weight matrix."""
+    if isinstance(w, FloatMatrix):
+        return w.rows.shape[0], w.rows.shape[1]
+    return w.codes.shape[0], w.codes.shape[1] * 8 // w.bits
+
+
+def check_layer(
+    layer: DecoderLayerWeights | DecoderLayerSharedWeights, hidden: int, width: int
+) -> None:
+    """Refuse a layer whose shapes disagree: compiled code does not look. Call it once for each layer.
+
+    Parameters
+    ----------
+    layer : weights and attributes
+    hidden : H
+    width : P, of the per-layer inputs
+    """
+    d, heads, kv = layer.head_dim, layer.heads, layer.kv_heads
+    if min(d, heads, kv) < 1 or heads % kv or d % 2 or layer.window < 0:
+        raise InputError(f"layer: got {heads} heads, {kv} K/V heads of {d}, window {layer.window}")
+    inner = matrix_shape(layer.gate_proj)[0]
+    want: dict[str, tuple[int, ...]] = {
+        "q_proj": (heads * d, hidden),
+        "k_proj": (kv * d, hidden),
+        "v_proj": (kv * d, hidden),
+        "o_proj": (hidden, heads * d),
+        "gate_proj": (inner, hidden),
+        "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+        "per_layer_input_gate": (width, hidden),
+        "per_layer_projection": (hidden, width),
+        "q_norm": (d,),
+        "k_norm": (d,),
+        "layer_scalar": (1,),
+    }
+    for name, value in layer._asdict().items():
+        if isinstance(value, int | float):
+            continue
+        got = value.shape if isinstance(value, np.ndarray) else matrix_shape(value)
+        if got != want.get(name, (hidden,)):
+            raise InputError(f"layer: got {name} {got}; want {want.get(name, (hidden,))}")
+
+
+def _checked(
+    x: F32,
+    ple: F32,
+    cos: F32,
+    sin: F32,
+    position: int,
+    cache: KV,
+    layer: DecoderLayerWeights | DecoderLayerSharedWeights,
+) -> tuple[F32, F32, F32, F32]:
+    """Check what changes from call to call and give the arrays contiguous."""
+    check_cache("decoder layer", cache, position, len(x), layer.window)
+    half = (len(x), layer.head_dim // 2)
+    width = matrix_shape(layer.per_layer_input_gate)[0]
+    if x.ndim != 2 or x.shape[1] != layer.input_layernorm.size or ple.shape != (len(x), width):
+        raise InputError(f"decoder layer: got x {x.shape}, per-layer input {ple.shape}")
+    if cos.shape != half or sin.shape != half:
+        raise InputError(f"decoder layer: got cos {cos.shape}, sin {sin.shape}; want {half}")
+    if cache.keys.shape[1:] != (layer.kv_heads, layer.head_dim):
+        raise InputError(f"decoder layer: got a cache of {cache.keys.shape} for this layer's heads")
+    for array in (x, ple, cos, sin):
+        if array.dtype != np.float32:
+            raise InputError(f"decoder layer: got {array.dtype}; want float32")
+    contiguous = np.ascontiguousarray
+    return contiguous(x), contiguous(ple), contiguous(cos), contiguous(sin)
+
+
+@njit(cache=True)
+def _decoder_layer(x, ple, cos, sin, position, cache, w, out):  # type: ignore[no-untyped-def]
+    count, d = x.shape[0], w.head_dim
+    n = np.empty_like(x)
+    _rms(x, w.input_layernorm, w.eps, n)
+    raw = np.empty((count, w.kv_heads * d), np.float32)
+    key, value = np.empty_like(raw), np.empty_like(raw)
+    shape = (count * w.kv_heads, d)
+    _linear(n, w.k_proj, raw)
+    _rms(raw.reshape(shape), w.k_norm, w.eps, key.reshape(shape))
+    _linear(n, w.v_proj, raw)
+    _rms_plain(raw.reshape(shape), w.eps, value.reshape(shape))
+    keys = key.reshape((count, w.kv_heads, d))
+    _rotate(keys, cos, sin)
+    values = value.reshape((count, w.kv_heads, d))
+    _append(keys, values, position, cache, w.k_cache_scale, w.v_cache_scale)
+    _rest(x, n, ple, cos, sin, position, cache, w, out)
+
+
+@njit(cache=True)
+def _decoder_layer_shared(x, ple, cos, sin, position, cache, w, out):  # type: ignore[no-untyped-def]
+    n = np.empty_like(x)
+    _rms(x, w.input_layernorm, w.eps, n)
+    _rest(x, n, ple, cos, sin, position, cache, w, out)
+
+
+@njit(cache=True)
+def _rest(x, n, ple, cos, sin, position, cache, w, out):  # type: ignore[no-untyped-def]
+    """Do what follows the keys and values: query, attention, feed-forward, per-layer block."""
+    count, d = x.shape[0], w.head_dim
+    raw = np.empty((count, w.heads * d), np.float32)
+    query = np.empty_like(raw)
+    _linear(n, w.q_proj, raw)
+    _rms(raw.reshape((count * w.heads, d)), w.q_norm, w.eps, query.reshape((count * w.heads, d)))
+    queries = query.reshape((count, w.heads, d))
+    _rotate(queries, cos, sin)
+    _attend(queries, cache, position, w.window, raw.reshape((count, w.heads, d)))
+    y = np.empty_like(x)
+    _linear(raw, w.o_proj, y)
+    out[:] = x
+    _add_rms(out, y, w.post_attention_layernorm, w.eps, 1.0)
+    _feed_forward(out, n, y, w)
+    _per_layer_block(out, ple, y, w)
+
+
+@njit(cache=True)
+def _feed_forward(x, n, y, w):  # type: ignore[no-untyped-def]
+    """Add the gated feed-forward block to x; n and y are scratch."""
+    _rms(x, w.pre_feedforward_layernorm, w.eps, n)
+    inner = _rows_of(w.gate_proj)
+    gate = np.empty((x.shape[0], inner), np.float32)
+    up = np.empty_like(gate)
+    _linear(n, w.gate_proj, gate)
+    _linear(n, w.up_proj, up)
+    _gelu_gate(gate, up)
+    _linear(gate, w.down_proj, y)
+    _add_rms(x, y, w.post_feedforward_layernorm, w.eps, 1.0)
+
+
+@njit(cache=True)
+def _per_layer_block(x, ple, y, w):  # type: ignore[no-untyped-def]
+    """Add the per-layer input's block to x and scale the stream; y is scratch."""
+    gate = np.empty_like(ple)
+    _linear(x, w.per_layer_input_gate, gate)
+    _gelu_gate(gate, ple)
+    _linear(gate, w.per_layer_projection, y)
+    _add_rms(x, y, w.post_per_layer_input_norm, w.eps, 1.0)
+    x *= w.layer_scalar[0]
+
+
+@njit(cache=True)
+def _rows_of(w):  # type: ignore[no-untyped-def]
+    """Give N of a CodeMatrix or FloatMatrix: rows of its first array."""
+    return w[0].shape[0]
+
+
+@njit(cache=True)
+def _head(x, norm, w, softcap, eps, y):  # type: ignore[no-untyped-def]
+    n = np.empty_like(x)
+    _rms(x, norm, eps, n)
+    _linear(n, w, y)
+    _softcap(y, softcap)
+
+
+@njit(cache=True)
+def _per_layer_inputs(x, tokens, w, norm, eps, y):  # type: ignore[no-untyped-def]
+    count, layers, width = tokens.shape
+    context = np.empty((count, layers * width), np.float32)
+    _linear(x, w, context)
+    context *= np.float32(1.0) / np.sqrt(np.float32(x.shape[1]))
+    _rms(context.reshape((count * layers, width)), norm, eps, y.reshape((count * layers, width)))
+    half = np.float32(2.0**-0.5)
+    for s in range(count):
+        for i in range(layers):
+            for j in range(width):
+                y[s, i, j] = (y[s, i, j] + tokens[s, i, j]) * half

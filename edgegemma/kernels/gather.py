@@ -1,0 +1,66 @@
+"""Rows of a table, as read from disk, to float32."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from edgegemma.errors import InputError
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+
+
+def gather_rows(rows: U8, scale: F32, bits: int, multiplier: float) -> F32:
+    """Decode rows of a quantized or float table; see ``reference_layers.gather_rows``.
+
+    Parameters
+    ----------
+    rows : uint8 [S, width*bits/8], C-contiguous: packed codes, or the bytes of bfloat16 or float32
+    scale : float32 [S, G], one for each ``width / G`` values; unused where bits are 16 or 32
+    bits : 2, 4, 8 (codes), 16 (bfloat16), 32 (float32)
+    multiplier : factor of all values
+
+    Returns
+    -------
+    float32 [S, width], the same bits as the reference
+    """
+    if bits not in (2, 4, 8, 16, 32) or rows.ndim != 2 or rows.dtype != np.uint8:
+        raise InputError(
+            f"gather_rows: got {rows.dtype} {rows.shape} of {bits} bits; want uint8 [S, bytes]"
+        )
+    width = rows.shape[1] * 8 // bits
+    if width * bits != rows.shape[1] * 8 or not rows.flags.c_contiguous:
+        raise InputError(f"gather_rows: got rows {rows.shape}; want whole values of {bits} bits")
+    y = np.empty((rows.shape[0], width), np.float32)
+    if bits == 32:
+        np.multiply(rows.view(np.float32), np.float32(multiplier), out=y)
+    elif bits == 16:
+        wide = (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        np.multiply(wide, np.float32(multiplier), out=y)
+    else:
+        if (
+            scale.ndim != 2
+            or len(scale) != len(rows)
+            or scale.shape[1] < 1
+            or width % scale.shape[1]
+        ):
+            raise InputError(
+                f"gather_rows: got scale {scale.shape}; want [{len(rows)}, G], G dividing {width}"
+            )
+        _decode(rows, np.ascontiguousarray(scale, np.float32), bits, multiplier, y)
+    return y
+
+
+@njit(cache=True)
+def _decode(rows, scale, bits, multiplier, y):  # type: ignore[no-untyped-def]
+    per_byte = 8 // bits
+    mask, middle = (1 << bits) - 1, 1 << (bits - 1)
+    size = y.shape[1] // scale.shape[1]
+    factor = np.float32(multiplier)
+    for s in range(rows.shape[0]):
+        for i in range(y.shape[1]):
+            byte = np.int64(rows[s, i // per_byte])
+            code = ((byte >> (bits * (i % per_byte))) & mask) - middle
+            y[s, i] = np.float32(code) * scale[s, i // size] * factor
