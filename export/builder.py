@@ -20,6 +20,7 @@ import numpy.typing as npt
 import onnx
 from onnx import AttributeProto, TensorProto, helper
 
+from edgegemma.errors import CheckpointError
 from export.source import F32, FLOAT_BITS, Matrix
 
 ABI = "edgegemma"
@@ -200,7 +201,7 @@ class _Room:
     def close(self) -> None:
         done = len(self._inline) if self._start < 0 else self._next - self._start
         if done != self._size:
-            raise ValueError(f"{self._tensor.name}: got {done} bytes; want {self._size}")
+            raise CheckpointError(f"{self._tensor.name}: got {done} bytes; want {self._size}")
         if self._start < 0:
             self._tensor.raw_data = self._inline
         else:
@@ -279,7 +280,9 @@ class Graph(Nodes):
         model = onnx.load(other, load_external_data=False)
         (found,) = (t for t in model.graph.initializer if t.name == other_name)
         if math.prod(found.dims) != math.prod(shape):
-            raise ValueError(f"{other_name}: got {list(found.dims)}; want room for {list(shape)}")
+            raise CheckpointError(
+                f"{other_name}: got {list(found.dims)}; want room for {list(shape)}"
+            )
         tensor = self.tensors[name] = TensorProto()
         tensor.CopyFrom(found)
         tensor.name = name

@@ -116,8 +116,8 @@ def _rotated(b: Body, x: str) -> str:
 def _visible(b: Body, key: str) -> str:
     """Say which of T keys each of S queries sees: bool [S, T].
 
-    Written without anything of the layer but its window and T, so that onnxruntime computes it once
-    for all layers alike.
+    Written without anything of the layer but its window and its keys, so that onnxruntime computes it
+    once for all layers that read the same keys.
     """
     query_at = b.op("Reshape", ["position_ids", b.integers(-1, 1)], allowzero=0)
     count = b.op("Squeeze", [b.op("Shape", [key], start=2, end=3), b.integers(0)])
