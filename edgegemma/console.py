@@ -8,10 +8,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from edgegemma.errors import EdgeGemmaError, InputError
+
+if TYPE_CHECKING:
+    from typer.core import TyperGroup
 
 FAILED = 2  # exit status of everything the user can put right, and of Ctrl-C
 Report = Callable[[str, int, int], None]  # (what, done, of how much)
@@ -24,8 +28,14 @@ def out(text: str = "") -> None:
 
 def note(text: str, program: str = "edgegemma") -> None:
     """Write one line about the work to stderr."""
-    sys.stderr.write(f"{program}: {text}\n")
+    sys.stderr.write(f"{program}: {plain(text)}\n")
     sys.stderr.flush()
+
+
+def plain(text: str) -> str:
+    """One line without control characters: names come from files that others made."""
+    line = "; ".join(text.splitlines())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 @contextmanager
@@ -50,15 +60,40 @@ def guard(program: str = "edgegemma") -> Iterator[None]:
 
 
 def _fail(message: str, program: str) -> None:
-    note("; ".join(message.splitlines()), program)
+    note(message, program)
     raise SystemExit(FAILED) from None
 
 
+def group(program: str = "edgegemma") -> type[TyperGroup]:
+    """Return the class for a typer app whose commands run under `guard`.
+
+    Typer itself would turn Ctrl-C into "Aborted!" and status 1.
+    """
+    from typer.core import TyperGroup
+
+    class Guarded(TyperGroup):
+        def invoke(self, ctx: Any) -> Any:
+            with guard(program):
+                return super().invoke(ctx)
+
+    return Guarded
+
+
 @contextmanager
-def progress(program: str = "edgegemma") -> Iterator[Report]:
-    """Show a bar on stderr; where stderr is no terminal, one line for each new thing being done."""
-    if not sys.stderr.isatty():
-        yield _lines(program)
+def progress(program: str = "edgegemma", bar: bool = True, lines: bool = True) -> Iterator[Report]:
+    """Show the work on stderr.
+
+    Parameters
+    ----------
+    program : str
+        For lines.
+    bar : bool
+        A bar, if stderr is a terminal.
+    lines : bool
+        Without a bar: one line for each new thing being done.
+    """
+    if not (bar and sys.stderr.isatty()):
+        yield _lines(program) if lines else lambda _what, _done, _total: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -69,17 +104,21 @@ def progress(program: str = "edgegemma") -> Iterator[Report]:
         TimeRemainingColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    # Results go to stdout untouched: rich would send them to its own console.
+    shown = Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
+    with shown:
+        task = shown.add_task("", total=None)
 
         def report(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
+            shown.update(task, description=plain(what), completed=done, total=total or None)
 
         yield report
 
@@ -87,13 +126,35 @@ def progress(program: str = "edgegemma") -> Iterator[Report]:
 def _lines(program: str) -> Report:
     said = ""
 
-    def report(what: str, done: int, total: int) -> None:
+    def report(what: str, _done: int, _total: int) -> None:
         nonlocal said
         if what != said:
             said = what
             note(what, program)
 
     return report
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """Print a table on stdout; columns of numbers to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[plain(str(cell)) for cell in row] for row in rows]
+    drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for column, name in enumerate(headers):
+        numeric = all(re.match(r"[\d.,]+( |$)|$", row[column]) for row in cells)
+        drawn.add_column(name, justify="right" if numeric else "left")
+    for row in cells:
+        drawn.add_row(*map(Text, row))
+    show(drawn)
+
+
+def show(drawn: object) -> None:
+    """Print what rich can draw on stdout; as wide as it likes where stdout is no terminal."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(drawn)
 
 
 def size(count: float) -> str:

@@ -1,0 +1,104 @@
+"""Peak memory of a scripted session in a process of its own, split by the ledger.
+
+open → prefill → decode → encode sound: after each step the resident size and the high-water mark, and at the end what the
+model says about its own parts. What is left is Python, numpy, LLVM and the kernels: the interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from edgegemma.errors import BudgetError, EdgeGemmaError
+
+PROMPT_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the session does."""
+
+    package: str
+    tokens: int = 32
+    prompt: int = PROMPT_TOKENS
+    audio_seconds: float = 10.0
+    engine: str = "edgegemma"
+    kv: str = "float32"
+    threads: int | None = None
+
+
+def measure(script: Script) -> dict[str, Any]:
+    """Run the session in a child process and return what it measured.
+
+    Returns
+    -------
+    dict
+        ``steps``: name, seconds, resident and peak bytes after it; ``ledger``: bytes by part.
+    """
+    command = [sys.executable, "-m", "bench.memory", json.dumps(asdict(script))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise EdgeGemmaError(f"{script.package}: the session ended with status {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def check(result: dict[str, Any], limit: int) -> None:
+    """Raise `BudgetError` if the session's peak is over ``limit`` bytes."""
+    peak = result["ledger"]["peak"]
+    if peak > limit:
+        raise BudgetError(f"peak memory: got {peak:,} bytes; want at most {limit:,}")
+
+
+def session(script: Script) -> dict[str, Any]:
+    """Do what the script says, in this process."""
+    from edgegemma.engine.memory import peak_bytes, resident_bytes
+
+    steps: list[dict[str, Any]] = []
+    began = time.perf_counter()
+
+    def mark(name: str) -> None:
+        nonlocal began
+        now = time.perf_counter()
+        sizes = {"resident": resident_bytes(), "peak": peak_bytes()}
+        steps.append({"name": name, "seconds": round(now - began, 3)} | sizes)
+        began = now
+
+    mark("start")
+    from edgegemma.engine.model import open_model
+
+    mark("import")
+    model = open_model(script.package, executor=script.engine, threads=script.threads, kv=script.kv)
+    mark("open")
+    rng = np.random.default_rng(0)
+    cache = model.new_cache(script.prompt + script.tokens)
+    ids = rng.integers(0, model.config.text.vocab_size, script.prompt)
+    logits = model.forward(*model.embed(ids), cache)
+    mark(f"prefill {script.prompt}")
+    for _ in range(script.tokens):
+        chosen = np.argmax(logits[-1:], axis=1).astype(np.int64)
+        logits = model.forward(*model.embed(chosen), cache)
+    mark(f"decode {script.tokens}")
+    if script.audio_seconds and model.config.audio is not None:
+        frames = int(script.audio_seconds * 25) * 4
+        features = rng.standard_normal((frames, 128), np.float32)
+        state = model.new_audio_state()
+        model.encode_audio(features, np.ones(frames, np.float32), state)
+        mark(f"encode {script.audio_seconds:g} s")
+    return {"script": asdict(script), "steps": steps, "ledger": asdict(model.ledger())}
+
+
+def main() -> None:
+    """Run one session for `measure`; its result is a line of JSON on stdout."""
+    result = session(Script(**json.loads(sys.argv[1])))
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
