@@ -27,7 +27,7 @@ F32 = npt.NDArray[np.float32]
 Cancel = Event | Callable[[], bool] | None
 Stop = Literal["stop", "length", "cancelled", "running"]
 
-PREFILL_AT_ONCE = 256  # positions embedded together; bounds memory and the wait after a cancel
+PREFILL_AT_ONCE = 128  # positions embedded together; bounds memory and the wait after a cancel
 
 
 class TextModel(Protocol):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgegemma.audio import features
-from edgegemma.audio.encoder import TOKENS_AT_ONCE, AudioModel, AudioStream, encode
+from edgegemma.audio.encoder import AudioModel, AudioStream, encode
 from edgegemma.config import ModelConfig
 from edgegemma.errors import InputError
 from tests.conftest import Golden
@@ -133,13 +133,6 @@ def test_a_token_comes_with_the_first_sample_after_its_frames(token: int) -> Non
     stream.feed(noise(features.SAMPLES_PER_TOKEN * (token + 1), token))
     assert stream.tokens == token
     assert len(stream.feed(noise(1, 9))) == 1
-
-
-def test_a_long_piece_is_encoded_in_bounded_calls() -> None:
-    model = fake()
-    soft = encode(model, noise(features.SAMPLE_RATE * 10, 0))
-    assert len(soft) == 250
-    assert max(model.encoded) == TOKENS_AT_ONCE
 
 
 def test_silence_of_no_length_has_no_tokens() -> None:

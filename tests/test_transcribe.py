@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,8 +19,11 @@ from edgegemma.audio.features import SAMPLE_RATE
 from edgegemma.audio.files import Pcm
 from edgegemma.errors import InputError
 from edgegemma.text.tokenizer import Tokenizer
-from edgegemma.transcribe import Transcriber, token_limit, transcribe, without_loop
+from edgegemma.transcribe import SpeechModel, Transcriber, token_limit, transcribe, without_loop
 from tests.fake_model import TOKENS, FakeModel, FakePackage, fake_package
+
+if TYPE_CHECKING:
+    from edgegemma.engine.model import Model
 
 F32 = NDArray[np.float32]
 EOS = TOKENS.eos[1]
@@ -33,6 +37,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> FakePackage:
 @pytest.fixture(scope="module")
 def words(files: FakePackage) -> list[int]:
     return list(map(int, Tokenizer(files).encode("the speech")))
+
+
+def engine_fits(model: Model) -> SpeechModel:
+    """Checked by mypy: the engine's model has what a transcriber needs."""
+    return model
 
 
 def speech(seconds: float, level: float = 0.1) -> F32:

@@ -14,10 +14,6 @@ from edgegemma.audio.features import F32, FRAMES_PER_TOKEN, MELS, MelStream
 from edgegemma.config import ModelConfig
 from edgegemma.errors import InputError
 
-TOKENS_AT_ONCE = (
-    64  # bounds the encoder's scratch memory; a call's reading of the weights serves all of them
-)
-
 
 class AudioModel(Protocol):
     """What this module needs of a model (`edgegemma.engine.model.Model` has it)."""
@@ -84,14 +80,12 @@ class AudioStream:
         return self._encode(frames, (np.arange(len(frames)) < valid).astype(np.float32))
 
     def _encode(self, frames: F32, mask: F32) -> F32:
-        """Whole blocks of four frames to soft tokens."""
-        step = TOKENS_AT_ONCE * FRAMES_PER_TOKEN
-        soft = [np.empty((0, self._model.config.text.hidden_size), np.float32)]
-        for start in range(0, len(frames), step):
-            some = slice(start, start + step)
-            soft.append(self._model.encode_audio(frames[some], mask[some], self.state))
-        self.tokens += len(frames) // FRAMES_PER_TOKEN
-        return np.concatenate(soft)
+        """Whole blocks of four frames to soft tokens; the model cuts long calls itself."""
+        count = len(frames) // FRAMES_PER_TOKEN
+        if count == 0:
+            return np.empty((0, self._model.config.text.hidden_size), np.float32)
+        self.tokens += count
+        return self._model.encode_audio(frames, mask, self.state)
 
 
 def encode(model: AudioModel, pcm: F32) -> F32:
