@@ -18,6 +18,7 @@ from edgegemma.errors import CheckpointError
 from export.checkpoint import FLOATS, TensorInfo
 
 LANGUAGE, AUDIO, EMBED_AUDIO = "model.language_model", "model.audio_tower", "model.embed_audio"
+HEAD = "lm_head"
 MEL_ROWS = 32  # 128 mel bins through two convolutions of stride 2
 
 # (how a name starts, what that becomes); the first that fits. None: deliberately not exported.
@@ -101,7 +102,7 @@ def _text(c: TextConfig) -> Iterator[tuple[str, Wanted]]:
     yield f"{LANGUAGE}.per_layer_model_projection", Wanted("rows", (wide, H))
     yield f"{LANGUAGE}.per_layer_projection_norm.weight", Wanted("vector", (P,))
     yield f"{LANGUAGE}.norm.weight", Wanted("vector", (H,))
-    yield "lm_head", Wanted("linear", (V, H))
+    yield HEAD, Wanted("linear", (V, H))
     for i in range(c.num_hidden_layers):
         layer = f"{LANGUAGE}.layers.{i}"
         kv_heads, D = c.heads_of(i)
@@ -185,8 +186,8 @@ def match(config: ModelConfig, tensors: Mapping[str, TensorInfo], tied: bool) ->
             )
         names[known] = name
     want = wanted(config)
-    if tied and "lm_head.weight" not in names:
-        del want["lm_head"]
+    if tied and f"{HEAD}.weight" not in names:
+        del want[HEAD]
     for item, what in want.items():
         tensor = item if what.kind == "vector" else f"{item}.weight"
         if tensor not in names:

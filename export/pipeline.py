@@ -14,12 +14,11 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgegemma.config import ModelConfig
 from edgegemma.errors import CheckpointError, InputError
 from export.audio import build_audio_encoder
 from export.checkpoint import Checkpoint
@@ -27,12 +26,13 @@ from export.configuration import parse, source_quantized
 from export.decoder import build_decoder
 from export.embed import build_embed
 from export.huggingface import Folder, fetch, read_json
+from export.readback import compare
 from export.source import Matrix
-from export.weights import Weights
-from quant.policy import Preset, preset
+from export.weights import Advance, Weights
+from quant.policy import preset
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage ("weights", "checksums"), bytes done and bytes in all."""
+"""Called with a stage ("weights", "checksums", …), bytes done and bytes in all."""
 
 FORMAT = "edgegemma"
 FORMAT_VERSION = FUNCTION_VERSION = 1
@@ -101,24 +101,37 @@ def export(
     out = Path(out)
     _refuse_existing(out)
     folder = fetch(source, revision)
-    raw = read_json(folder.path / "config.json")
-    config = parse(raw, _optional_json(folder.path / "generation_config.json"), audio_window)
-    chosen = preset(preset_name, config.text, source_quantized(raw))
-    with Checkpoint.open(folder.path) as checkpoint, _partial(out) as partial:
-        meter = _Throttle(progress, "weights")
-        weights = Weights(checkpoint, config, chosen, _tied(raw), meter.advance)
-        meter.total = weights.source_bytes()
+    meter = _Throttle(progress, "weights")
+    with opened(folder.path, preset_name, audio_window, meter.advance) as weights:
         for name in weights.unexpected:
             log.warning("%s: tensor %s is not known; not exported", folder.path, name)
-        _check_room(out, weights.matrices().values())
-        _build(config, weights, partial)
-        meter.finish()
-        _copy(folder.path, partial)
-        report = json.dumps(weights.report.to_json(), indent=1)
-        (partial / "quantization.json").write_text(report + "\n", "utf-8")
-        _seal(partial, _manifest(folder, config, chosen), progress)
-        inspect(partial)
+        with _partial(out) as partial:
+            _check_room(out, weights.matrices().values())
+            meter.total = weights.source_bytes()
+            _build(weights, partial)
+            meter.finish()
+            report = json.dumps(weights.report.to_json(), indent=1)
+            (partial / "quantization.json").write_text(report + "\n", "utf-8")
+            _read_back(partial, weights, progress)
+            _copy(folder.path, partial)
+            _seal(partial, _manifest(folder, weights), progress)
+            inspect(partial)
     return out
+
+
+@contextmanager
+def opened(
+    path: Path,
+    preset_name: str | None = None,
+    audio_window: int | None = None,
+    advance: Advance = lambda _: None,
+) -> Iterator[Weights]:
+    """Open the weights of a checkpoint's folder under a preset, all names and shapes checked."""
+    raw = read_json(path / "config.json")
+    config = parse(raw, _optional_json(path / "generation_config.json"), audio_window)
+    chosen = preset(preset_name, config.text, source_quantized(raw))
+    with Checkpoint.open(path) as checkpoint:
+        yield Weights(checkpoint, config, chosen, _tied(raw), advance)
 
 
 def _refuse_existing(out: Path) -> None:
@@ -154,7 +167,7 @@ def _partial(out: Path) -> Iterator[Path]:
     _sync(out.parent)
 
 
-def _check_room(out: Path, matrices: Iterator[Matrix] | Any) -> None:
+def _check_room(out: Path, matrices: Iterable[Matrix]) -> None:
     """Refuse an export that cannot fit, before its first byte."""
     need = SLACK_BYTES + sum(
         m.rows * (m.row_bytes + (4 * m.scale_columns if m.block else 0)) for m in matrices
@@ -164,11 +177,20 @@ def _check_room(out: Path, matrices: Iterator[Matrix] | Any) -> None:
         raise InputError(f"{out.parent}: {free:,} bytes free; the package needs about {need:,}")
 
 
-def _build(config: ModelConfig, weights: Weights, partial: Path) -> None:
-    build_embed(config, weights, partial)
-    build_decoder(config, weights, partial)
-    if config.audio is not None:
-        build_audio_encoder(config, weights, partial)
+def _build(weights: Weights, partial: Path) -> None:
+    build_embed(weights.config, weights, partial)
+    build_decoder(weights.config, weights, partial)
+    if weights.config.audio is not None:
+        build_audio_encoder(weights.config, weights, partial)
+
+
+def _read_back(partial: Path, weights: Weights, progress: Progress) -> None:
+    """Compare what was written with the source, where nothing was rounded."""
+    if weights.preset.method == "rtn":
+        return
+    meter = _Throttle(progress, "comparing with the source", weights.source_bytes())
+    compare(partial, weights.again(meter.advance))
+    meter.finish()
 
 
 def _copy(source: Path, partial: Path) -> None:
@@ -196,7 +218,7 @@ def _embedded_template(tokenizer: dict[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _manifest(folder: Folder, config: ModelConfig, chosen: Preset) -> dict[str, Any]:
+def _manifest(folder: Folder, weights: Weights) -> dict[str, Any]:
     own = (_optional_json(folder.path / "edgegemma.json") or {}).get("prompts", {})
     if not isinstance(own, dict) or not all(isinstance(v, str) for v in own.values()):
         raise CheckpointError(
@@ -207,9 +229,9 @@ def _manifest(folder: Folder, config: ModelConfig, chosen: Preset) -> dict[str, 
         "format_version": FORMAT_VERSION,
         "function_version": FUNCTION_VERSION,
         "name": folder.id.rpartition("/")[2],
-        "preset": chosen.name,
+        "preset": weights.preset.name,
         "source": {"id": folder.id, "revision": folder.revision},
-        "config": config.to_json(),
+        "config": weights.config.to_json(),
         "prompts": {"transcribe": TRANSCRIBE} | own,
     }
 

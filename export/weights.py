@@ -13,7 +13,7 @@ from edgegemma.config import ModelConfig
 from edgegemma.errors import CheckpointError
 from export import names
 from export.checkpoint import FLOATS, Checkpoint, TensorInfo, widen
-from export.names import LANGUAGE, Match, Wanted
+from export.names import HEAD, LANGUAGE, Match, Wanted
 from export.source import F32, Matrix
 from quant.pack import U8, pack, unpack
 from quant.policy import Preset, Rule
@@ -27,7 +27,6 @@ BLOCKS = (128, 64, 32, 16)
 """What the kernels and MatMulNBits take; a scale a row is presented in the largest that divides K."""
 UNCLIPPED = float(np.finfo(np.float32).max)
 SIGN = np.uint8(0x80)
-HEAD = "lm_head"
 TABLE = f"{LANGUAGE}.embed_tokens"
 PER_LAYER_TABLE = f"{LANGUAGE}.embed_tokens_per_layer"
 _NO_SCALE = np.ones((1, 1), np.float32)
@@ -75,13 +74,17 @@ class Weights:
         tied: bool,
         advance: Advance = lambda _: None,
     ) -> None:
-        self.config, self.preset = config, preset
+        self.config, self.preset, self._tied = config, preset, tied
         self.report = Report(preset.name, preset.method)
         self.quantized = preset.method != "float"
         self._checkpoint, self._advance = checkpoint, advance
         self._match: Match = names.match(config, checkpoint.tensors, tied)
         self.unexpected = self._match.unexpected
         self.tied_head = tied or self._same_bytes(HEAD, TABLE)
+
+    def again(self, advance: Advance = lambda _: None) -> Weights:
+        """Give the same weights with an empty report, to read them once more."""
+        return Weights(self._checkpoint, self.config, self.preset, self._tied, advance)
 
     def matrices(self) -> dict[str, Matrix]:
         """Give all that the builders will stream, by canonical module; their chunks are not read yet."""
