@@ -1,0 +1,234 @@
+"""What an export proves about its package before it says so.
+
+Files against the manifest, graphs against ONNX, bytes against the source, and our engine against
+onnxruntime on the same short input. Each check that fails raises; what passed is in the `Report`.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, inliner
+from rich.table import Table
+
+from edgegemma.engine.model import Model, open_model
+from edgegemma.errors import PackageError
+from edgegemma.package import Package
+from export.readback import compare
+
+F32 = npt.NDArray[np.float32]
+
+TOKENS = 12
+FIRST_STEP = 9  # the rest comes in a second step, over a cache
+SOFT_TOKENS = 6
+FRAMES = 4  # mel frames a soft token
+MELS = 128
+SMALL_BYTES = 1 << 30
+"""Checkpoints up to this size are also compared with the float graph."""
+
+# The executors differ by the order of float sums, and in quantized packages by how they round
+# activations to int8: ours once with the static scale, onnxruntime again for each block.
+LEAST_CORRELATION = {True: 0.99, False: 0.99999}
+DOUBT = 0.25
+"""Share of the logits' deviation within which two tokens count as tied."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two executions of the same input agree."""
+
+    what: str
+    correlation: float
+    max_error: float
+    same_best: float
+    """Share of positions with the same best token; 1 where there are no tokens."""
+
+    def __str__(self) -> str:
+        return (
+            f"correlation {self.correlation:.6f}, largest difference {self.max_error:.2g}, "
+            f"same best token {self.same_best:.0%}"
+        )
+
+
+@dataclass
+class Report:
+    """What passed."""
+
+    checks: list[tuple[str, str]] = field(default_factory=list)
+    agreements: list[Agreement] = field(default_factory=list)
+
+    def table(self) -> Table:
+        """Give a table for people."""
+        table = Table(title="checked")
+        table.add_column("check")
+        table.add_column("result")
+        for name, result in self.checks:
+            table.add_row(name, result)
+        for agreement in self.agreements:
+            table.add_row(agreement.what, str(agreement))
+        return table
+
+
+def verify(package: str | Path, source: str | Path | None = None) -> Report:
+    """Check a package as a whole.
+
+    Parameters
+    ----------
+    package : path
+        Its folder.
+    source : path, optional
+        The checkpoint's folder: what the package took over unchanged is compared with it bit for bit,
+        and a small one is also run in float.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    PackageError
+        The first check that fails.
+    """
+    path, report = Path(package), Report()
+    opened = Package.open(path, verify=True)
+    sizes = sum(member.size for member in opened.members.values())
+    report.checks.append(("sha256", f"{len(opened.members)} files, {sizes:,} bytes"))
+    for graph in sorted(path.glob("*.onnx")):
+        report.checks.append((f"onnx.checker: {graph.name}", f"{check_graph(graph)} nodes inlined"))
+    ours = outputs(path, "edgegemma")
+    theirs = outputs(path, "onnxruntime")
+    quantized = opened.manifest["preset"] != "float"
+    report.agreements += _agree(
+        ours, theirs, "engine and onnxruntime", LEAST_CORRELATION[quantized]
+    )
+    if source is not None:
+        _against_source(path, Path(source), str(opened.manifest["preset"]), ours, report)
+    return report
+
+
+def check_graph(path: Path) -> int:
+    """Check a graph with its functions inlined, types and shapes included; give its number of nodes.
+
+    onnx knows no types for onnxruntime's own ops, so their outputs are declared; external weights
+    become inputs, as the checker would otherwise look for their files.
+    """
+    try:
+        model = inliner.inline_local_functions(onnx.load(path, load_external_data=False))
+        for node in model.graph.node:
+            for output in node.output if node.domain else ():
+                kind = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+                model.graph.value_info.append(kind)
+        inline = []
+        for tensor in model.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                kind = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                model.graph.input.append(kind)
+            else:
+                inline.append(tensor)
+        kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in inline]
+        model.graph.ClearField("initializer")
+        model.graph.initializer.extend(kept)
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise PackageError(f"{path.name}: onnx.checker: {error}") from error
+    return len(model.graph.node)
+
+
+def outputs(package: Path, executor: str) -> dict[str, F32]:
+    """Run a package on a short input.
+
+    Returns
+    -------
+    dict of float32 arrays
+        "embeddings", "logits" of a prefill and of a step over its cache, and "audio" in two steps if
+        the package hears.
+    """
+    model = open_model(package, executor)
+    rng = np.random.default_rng(0)
+    config = model.config
+    ids = rng.integers(0, config.text.vocab_size, TOKENS)
+    ids[0] = config.tokens.bos
+    found = {"logits": _logits(model, ids)}
+    embeds, per_layer = model.embed(ids)
+    found["embeddings"] = np.concatenate([embeds.reshape(-1), per_layer.reshape(-1)])
+    if config.audio is not None:
+        # like log mel features: noise around the middle of their range
+        features = rng.normal(-2.0, 2.0, (SOFT_TOKENS * FRAMES, MELS)).astype(np.float32)
+        found["audio"] = _soft_tokens(model, features)
+    del model
+    gc.collect()  # onnxruntime's copy of the weights goes before the next executor comes
+    return found
+
+
+def _logits(model: Model, ids: npt.NDArray[np.int64]) -> F32:
+    cache = model.new_cache()
+    parts = [
+        model.forward(*model.embed(part), cache, num_logits=len(part))
+        for part in (ids[:FIRST_STEP], ids[FIRST_STEP:])
+    ]
+    return np.concatenate(parts)
+
+
+def _soft_tokens(model: Model, features: F32) -> F32:
+    state = model.new_audio_state()
+    half = SOFT_TOKENS // 2 * FRAMES
+    ones = np.ones(half, np.float32)
+    steps = [model.encode_audio(part, ones, state) for part in (features[:half], features[half:])]
+    return np.concatenate(steps)
+
+
+def agreement(what: str, one: F32, other: F32) -> Agreement:
+    """Measure how far two results agree; a result that is not finite correlates with nothing."""
+    a, b = one.astype(np.float64).reshape(-1), other.astype(np.float64).reshape(-1)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()) or a.shape != b.shape:
+        return Agreement(what, 0.0, np.inf, 0.0)
+    centered = a - a.mean(), b - b.mean()
+    norms = np.linalg.norm(centered[0]) * np.linalg.norm(centered[1])
+    same = a.size > 0 and np.array_equal(a, b)
+    correlation = 1.0 if same or norms == 0 else float(centered[0] @ centered[1] / norms)
+    tokens = what.startswith("logits")
+    best = float(np.mean(one.argmax(-1) == other.argmax(-1))) if tokens else 1.0
+    return Agreement(what, correlation, float(np.abs(a - b).max(initial=0.0)), best)
+
+
+def _agree(ours: dict[str, F32], theirs: dict[str, F32], who: str, least: float) -> list[Agreement]:
+    """Compare all results of two executions; refuse the first that correlate too little."""
+    found = [agreement(f"{key}: {who}", ours[key], theirs[key]) for key in ours]
+    for result in found:
+        if result.correlation < least:
+            raise PackageError(f"{result.what}: {result}; want a correlation of at least {least}")
+    _check_best(ours["logits"], theirs["logits"], who)
+    return found
+
+
+def _check_best(ours: F32, theirs: F32, who: str) -> None:
+    """Refuse different best tokens where the engine is not in doubt between the two."""
+    lead = ours.max(axis=1) - ours[np.arange(len(ours)), theirs.argmax(axis=1)]
+    wrong = np.flatnonzero(lead > DOUBT * ours.std(axis=1))
+    if len(wrong):
+        raise PackageError(f"logits: {who}: different best token at position {wrong[0]}")
+
+
+def _against_source(
+    path: Path, source: Path, preset_name: str, ours: dict[str, F32], report: Report
+) -> None:
+    """Compare with the checkpoint: bytes where nothing was rounded, results where it is small."""
+    from export import pipeline
+
+    with pipeline.opened(source, preset_name) as weights:
+        if weights.preset.method != "rtn":
+            report.checks.append(("equal to the source", f"{compare(path, weights)} tensors"))
+        small = weights.source_bytes() <= SMALL_BYTES
+    if small and preset_name != "float":
+        with tempfile.TemporaryDirectory(prefix="edgegemma-") as folder:
+            made = pipeline.export(source, Path(folder) / "float", "float")
+            reference = outputs(made, "onnxruntime")
+        # A lossy preset is what the user asked for: the distance is told, not judged.
+        found = [agreement(f"{key}: engine and float", ours[key], reference[key]) for key in ours]
+        report.agreements += found
