@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -159,12 +159,15 @@ def body_hash(function: onnx.FunctionProto) -> str:
 
 
 class DataFile:
-    """The file of external tensors beside a graph, each at a multiple of `ALIGNMENT`."""
+    """The file of external tensors beside a graph, each at a multiple of `ALIGNMENT`.
+
+    It is opened for each chunk, so that a source that fails half way leaves no handle behind.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._end = 0
-        self._file: BinaryIO = path.open("wb")
+        path.write_bytes(b"")
 
     def reserve(self, size: int) -> int:
         """Give the offset of room for ``size`` bytes."""
@@ -174,14 +177,10 @@ class DataFile:
 
     def write(self, offset: int, array: npt.NDArray[Any]) -> int:
         """Write an array at an offset and give the offset after it."""
-        self._file.seek(offset)
-        self._file.write(np.ascontiguousarray(array).data)
+        with self.path.open("r+b") as file:
+            file.seek(offset)
+            file.write(np.ascontiguousarray(array).data)
         return offset + array.nbytes
-
-    def close(self) -> None:
-        """Finish the file at its full length."""
-        self._file.truncate(self._end)
-        self._file.close()
 
 
 class _Room:
@@ -291,8 +290,7 @@ class Graph(Nodes):
         return name
 
     def save(self, functions: Iterable[onnx.FunctionProto], config: dict[str, Any]) -> None:
-        """Write the graph; the data file is complete before it."""
-        self.data.close()
+        """Write the graph; its data is complete before it."""
         graph = helper.make_graph(
             self.nodes, self.name, self.inputs, self.outputs, list(self.tensors.values())
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -56,12 +57,16 @@ def either(request: pytest.FixtureRequest) -> tuple[Path, FakeSource]:
     return built
 
 
-def run(path: Path, feeds: Arrays) -> Arrays:
+@functools.cache
+def session(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(None, feeds), strict=True))
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run(path: Path, feeds: Arrays) -> Arrays:
+    names = [output.name for output in session(path).get_outputs()]
+    return dict(zip(names, session(path).run(None, feeds), strict=True))
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -185,11 +190,10 @@ def listen(folder: Path, cuts: list[int], frames: int = 52) -> npt.NDArray[np.fl
     audio = CONFIG.audio
     assert audio is not None
     features, mask = clip(frames)
-    session = ort.InferenceSession(str(folder / "audio_encoder.onnx"))
-    names = [output.name for output in session.get_outputs()]
+    graph = folder / "audio_encoder.onnx"
     state: Arrays = {
         i.name: np.zeros(i.shape, np.float32)
-        for i in session.get_inputs()
+        for i in session(graph).get_inputs()
         if i.name.startswith("past")
     }
     heard = []
@@ -199,7 +203,7 @@ def listen(folder: Path, cuts: list[int], frames: int = 52) -> npt.NDArray[np.fl
             "input_features_mask": mask[None, 4 * start : 4 * stop],
             "position": np.array([start]),
         }
-        out = dict(zip(names, session.run(None, feeds | state), strict=True))
+        out = run(graph, feeds | state)
         heard.append(out.pop("audio_features")[0])
         state = {name.replace("present", "past"): value for name, value in out.items()}
     return np.concatenate(heard)
