@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import Event
 
 import numpy as np
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgegemma import generate as module
+from edgegemma.engine.model import open_model
 from edgegemma.errors import InputError
 from edgegemma.generate import Generation, generate
 from edgegemma.text.prompt import Prompt
 from edgegemma.text.sampler import Sampling, logprob
 from edgegemma.text.tokenizer import Tokenizer
+from tests.conftest import Exporter, Golden
 from tests.fake_model import HIDDEN, TEXT, TOKENS, FakeModel, FakePackage, fake_package
 from tests.tiny_tokenizer import BYTES_AT
 
@@ -173,3 +176,15 @@ def test_a_penalty_sees_prompt_and_text(files: FakePackage, tokenizer: Tokenizer
     assert ids == [A, A + 1]
     (token,) = generate(model, tokenizer, prompt_of([2, A]), sampling, max_tokens=1)
     assert token.id == A + 1
+
+
+@pytest.mark.parametrize("executor", ["edgegemma", "onnxruntime"])
+def test_greedy_text_is_transformers(
+    package: Exporter, golden: Callable[[str], Golden], executor: str
+) -> None:
+    model, want = open_model(package("e2b", "float"), executor), golden("e2b")
+    ids = want["input_ids"][: int(want["prompt_length"])].astype(np.int64)
+    prompt = Prompt(ids, np.empty(0, np.int64), np.empty((0, 0), np.float32))
+    count = len(want["greedy_tokens"])
+    run = generate(model, Tokenizer(model.package), prompt, max_tokens=count, stop=())
+    assert [token.id for token in run] == want["greedy_tokens"].tolist()
