@@ -8,6 +8,8 @@ it gives a character as soon as its last byte is there, and what it gave joins t
 from __future__ import annotations
 
 import codecs
+import contextlib
+import ctypes
 import json
 import re
 from collections.abc import Iterable
@@ -56,6 +58,7 @@ class Tokenizer:
             self._library = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise PackageError(f"{path}: not a tokenizer: {error}") from error
+        _return_freed_memory()
         self._check_decoder(path)
         self.tokens = package.config.tokens
         added = self._library.get_added_tokens_decoder()
@@ -148,3 +151,9 @@ class Detokenizer:
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
+
+
+def _return_freed_memory() -> None:
+    """Hand what parsing freed back to the system: of Gemma's 262,144 tokens 111 MB stay instead of 293."""
+    with contextlib.suppress(AttributeError, OSError):  # glibc has it, other C libraries do not
+        ctypes.CDLL(None).malloc_trim(0)
