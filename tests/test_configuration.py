@@ -1,0 +1,269 @@
+"""Configs, names and downloads of checkpoints: every spelling read, the rest refused by name."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from huggingface_hub import errors as hub_errors
+
+from edgegemma.errors import CheckpointError, InputError
+from export import huggingface, names
+from export.checkpoint import Checkpoint
+from export.configuration import parse, source_quantized
+from tests import tiny
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+def test_a_config_saved_again_is_the_same_model(variant: str) -> None:
+    raw = tiny.config(variant)
+    again = copy.deepcopy(raw)
+    text = again["text_config"]
+    full = [i for i, kind in enumerate(text["layer_types"]) if kind == tiny.F]
+    wide = {"head_dim": text.pop("global_head_dim")}
+    del text["num_global_key_value_heads"]
+    text["per_layer_config"] = {f"{i:02}": dict(wide) for i in full}
+    again["transformers_version"] = "5.23.0"
+    del again["eoa_token_index"]
+    assert parse(again) == parse(raw)
+
+
+def test_a_config_by_layer_type_is_read() -> None:
+    raw = tiny.config("e2b")
+    raw["text_config"]["per_layer_config"] = {tiny.F: {"head_dim": 64, "num_key_value_heads": 2}}
+    assert parse(raw).text.num_global_key_value_heads == 2
+
+
+def test_a_text_only_config_has_no_audio() -> None:
+    raw = tiny.config("e2b")
+    text = raw["text_config"] | {"architectures": ["Gemma4ForCausalLM"]}
+    assert parse(text).text == parse(raw).text
+    assert parse(text).audio is None
+    assert parse(text).tokens.audio is None
+
+
+def test_generation_config_says_what_stops() -> None:
+    raw = tiny.config("e2b")
+    assert parse(raw).tokens.eos == (1, 106, 50)
+    assert parse(raw, {"eos_token_id": [1, 7]}).tokens.eos == (1, 7)
+    assert parse(raw, {"eos_token_id": 3}).tokens.eos == (3,)
+
+
+@pytest.mark.parametrize("spelling", ["eoa_token_id", "eoa_token_index"])
+def test_either_spelling_of_the_end_of_audio_is_read(spelling: str) -> None:
+    raw = {k: v for k, v in tiny.config("e2b").items() if not k.startswith("eoa")}
+    assert parse(raw | {spelling: 505}).tokens.eoa == 505
+
+
+@pytest.mark.parametrize(("window", "keys"), [(None, 12), (12, 12), (13, 13)])
+def test_audio_window_is_a_choice(window: int | None, keys: int) -> None:
+    audio = parse(tiny.config("e2b"), audio_window=window).audio
+    assert audio is not None
+    assert audio.window == keys
+
+
+def test_other_audio_windows_are_refused() -> None:
+    with pytest.raises(InputError, match=r"got 14; want 12 \(transformers\) or 13 \(JAX\)"):
+        parse(tiny.config("e2b"), audio_window=14)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        (
+            None,
+            {"architectures": ["LlamaForCausalLM"]},
+            "architecture LlamaForCausalLM: want Gemma4",
+        ),
+        (
+            None,
+            {"architectures": ["Gemma4UnifiedForConditionalGeneration"]},
+            "12B.*not supported yet",
+        ),
+        (None, {"architectures": ["Gemma4AssistantForCausalLM"]}, "drafter.*not supported yet"),
+        (None, {"architectures": None, "model_type": "gemma3"}, "architecture gemma3"),
+        (None, {"text_config": None}, "text_config: got NoneType; want an object"),
+        (None, {"eoa_token_id": None, "eoa_token_index": None}, "eoa_token_id is missing"),
+        (None, {"eos_token_id": []}, "eos_token_id"),
+        ("text_config", {"enable_moe_block": True}, r"26B-A4B.* not supported yet"),
+        ("text_config", {"attention_k_eq_v": True}, r"26B-A4B, 31B.* not supported yet"),
+        ("text_config", {"use_bidirectional_attention": "vision"}, "not supported yet"),
+        ("text_config", {"hidden_size_per_layer_input": 0}, "without per-layer embeddings"),
+        (
+            "text_config",
+            {"hidden_size": None},
+            "text_config: hidden_size: got None; want an integer",
+        ),
+        ("text_config", {"hidden_size": "128"}, "hidden_size: got '128'"),
+        ("text_config", {"hidden_size": True}, "hidden_size: got True"),
+        ("text_config", {"num_attention_heads": -4}, "num_attention_heads: got -4"),
+        ("text_config", {"num_key_value_heads": 3}, "4 query heads do not divide into 3"),
+        ("text_config", {"layer_types": ["x"] * 10}, "layer_types: want 10 entries"),
+        ("text_config", {"layer_types": [tiny.S] * 9}, "layer_types: want 10 entries"),
+        ("text_config", {"num_kv_shared_layers": 6}, "no layer of the same type owns K/V"),
+        ("text_config", {"num_kv_shared_layers": 10}, "num_kv_shared_layers: got 10 of 10"),
+        ("text_config", {"rms_norm_eps": 0}, "rms_norm_eps: got 0; want a positive number"),
+        ("text_config", {"rope_parameters": {}}, "rope_parameters: sliding_attention"),
+        ("text_config", {"hidden_activation": "silu"}, "only 'gelu_pytorch_tanh' is supported"),
+        ("audio_config", {"attention_context_right": 2}, "attention_context_right: got 2"),
+        ("audio_config", {"num_attention_heads": 3}, "hidden_size 64 does not divide into 3"),
+        ("audio_config", {"subsampling_conv_channels": [1]}, "want two"),
+    ],
+)
+def test_a_config_that_cannot_run_is_refused(
+    section: str | None, change: dict[str, Any], message: str
+) -> None:
+    raw = tiny.config("e2b")
+    (raw if section is None else raw[section]).update(change)
+    with pytest.raises(CheckpointError, match=message):
+        parse(raw)
+
+
+def test_foreign_quantization_is_refused_by_name() -> None:
+    assert source_quantized(tiny.config("e2b-qat-mobile"))
+    assert not source_quantized(tiny.config("e2b"))
+    with pytest.raises(CheckpointError, match="quant_method 'compressed-tensors': not supported"):
+        source_quantized({"quantization_config": {"quant_method": "compressed-tensors"}})
+
+
+@pytest.mark.parametrize(
+    ("stored", "known"),
+    [
+        ("model.layers.0.mlp.up_proj.weight", "model.language_model.layers.0.mlp.up_proj.weight"),
+        ("language_model.model.norm.weight", "model.language_model.norm.weight"),
+        ("model.language_model.norm.weight", "model.language_model.norm.weight"),
+        ("language_model.lm_head.weight", "lm_head.weight"),
+        (
+            "model.audio_tower.layers.0.self_attn.post.linear.weight_scale",
+            "model.audio_tower.layers.0.self_attn.post.weight_scale",
+        ),
+        (
+            "model.language_model.embed_tokens.embedding_quantized",
+            "model.language_model.embed_tokens.weight",
+        ),
+        (
+            "model.language_model.embed_tokens.embedding_scale",
+            "model.language_model.embed_tokens.weight_scale",
+        ),
+        ("model.vision_tower.patch_embedder.input_proj.weight", None),
+        ("model.embed_vision.embedding_projection.weight", None),
+    ],
+)
+def test_every_spelling_has_one_canonical_name(stored: str, known: str | None) -> None:
+    assert names.canonical(stored) == known
+
+
+def test_unused_keys_and_values_of_shared_layers_are_no_surprise(tmp_path: Path) -> None:
+    raw, found = tiny.config("e2b"), tiny.tensors("e2b")
+    for layer, part in ((4, "x_proj"), (9, "k_proj"), (9, "v_proj"), (9, "k_norm")):
+        name = f"model.language_model.layers.{layer}.self_attn.{part}.weight"
+        found[name] = np.zeros((32, 128), np.uint16)
+    found["model.vision_tower.something.weight"] = np.zeros(2, np.uint16)
+    tiny.save_bf16(found, tmp_path / "model.safetensors")
+    with Checkpoint.open(tmp_path) as checkpoint:
+        matched = names.match(parse(raw), checkpoint.tensors, tied=True)
+    assert matched.unexpected == ("model.language_model.layers.4.self_attn.x_proj.weight",)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("norm.weight", None, r"tensor model.language_model.norm.weight \[128\] is missing"),
+        ("norm.weight", np.zeros(64, np.uint16), r"norm.weight: got \[64\]; want \[128\]"),
+        ("norm.weight", np.zeros(128, np.int8), r"norm.weight: got I8; want floats"),
+        ("layers.0.mlp.up_proj.weight", np.zeros((128, 256), np.uint16), r"want \[256, 128\]"),
+        ("layers.0.mlp.up_proj.weight", np.zeros((256, 48), np.uint8), "want 2- or 4-bit codes"),
+        ("layers.0.mlp.up_proj.weight", np.zeros((256, 32), np.uint8), "weight_scale is missing"),
+    ],
+)
+def test_a_wrong_tensor_is_named_with_got_and_want(
+    tmp_path: Path, name: str, array: np.ndarray | None, message: str
+) -> None:
+    found = tiny.tensors("e2b")
+    found[f"model.language_model.{name}"] = array
+    kept = {k: v for k, v in found.items() if v is not None}
+    tiny.save_bf16(kept, tmp_path / "model.safetensors")
+    with Checkpoint.open(tmp_path) as checkpoint, pytest.raises(CheckpointError, match=message):
+        names.match(parse(tiny.config("e2b")), checkpoint.tensors, tied=True)
+
+
+def test_wrong_scales_are_named(tmp_path: Path) -> None:
+    found = tiny.tensors("e2b-qat-mobile")
+    name = "model.language_model.layers.0.mlp.up_proj.weight_scale"
+    found[name] = np.ones((256, 2), np.float32)
+    tiny.save_bf16(found, tmp_path / "model.safetensors")
+    message = r"up_proj.weight_scale: got F32 \[256, 2\]; want F32 \[256, 1\]"
+    with Checkpoint.open(tmp_path) as checkpoint, pytest.raises(CheckpointError, match=message):
+        names.match(parse(tiny.config("e2b-qat-mobile")), checkpoint.tensors, tied=False)
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    found = huggingface.fetch(tmp_path)
+    assert (found.path, found.id, found.revision) == (tmp_path, tmp_path.name, "local")
+    with pytest.raises(InputError, match="a revision needs a repository"):
+        huggingface.fetch(tmp_path, "main")
+
+
+def test_a_folder_of_the_hubs_cache_knows_its_commit(tmp_path: Path) -> None:
+    path = tmp_path / "models--google--gemma-4-E2B" / "snapshots" / COMMIT
+    path.mkdir(parents=True)
+    found = huggingface.fetch(path)
+    assert (found.id, found.revision) == ("google/gemma-4-E2B", COMMIT)
+
+
+@pytest.mark.parametrize("source", ["no-such-folder", "a/b/c", "../gemma", "google/gemma 4"])
+def test_what_is_neither_folder_nor_repository_is_refused(source: str) -> None:
+    with pytest.raises(InputError, match="not a folder with a checkpoint, nor owner/name"):
+        huggingface.fetch(source)
+
+
+def test_a_download_is_pinned_to_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def download(name: str, **options: Any) -> object:
+        asked.append(options)
+        return [] if options.get("dry_run") else str(tmp_path / "snapshots" / COMMIT)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    found = huggingface.fetch("google/gemma-4-E2B", "main")
+    assert (found.id, found.revision) == ("google/gemma-4-E2B", COMMIT)
+    assert asked[-1]["revision"] == "main"
+    assert "*.safetensors" in asked[-1]["allow_patterns"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (hub_errors.LocalEntryNotFoundError("x"), "not in the cache and the hub cannot be reached"),
+        (hub_errors.OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE"),
+        (ConnectionError("refused"), r"the download failed \(refused\); run it again to resume"),
+    ],
+)
+def test_hub_errors_are_one_clear_line(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(name: str, **options: Any) -> object:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(InputError, match=message) as caught:
+        huggingface.fetch("google/gemma-4-E2B")
+    assert "\n" not in str(caught.value)
+
+
+def test_offline_takes_nothing_from_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="google/gemma-4-E2B: not in the cache"):
+        huggingface.fetch("google/gemma-4-E2B")

@@ -1,0 +1,104 @@
+"""Verification: a good package passes, a flipped bit and a lying executor do not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edgegemma.errors import PackageError
+from export import pipeline, verify
+from export.readback import compare, places
+from tests.conftest import Exporter
+from tests.test_export import CONVERSION, graph
+
+LANGUAGE = "model.language_model"
+Checkpoints = Callable[[str], Path]
+
+
+def flip_a_bit(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 4]))
+
+
+@pytest.mark.parametrize(("variant", "preset"), CONVERSION)
+def test_graphs_pass_onnx_checker_when_inlined(
+    package: Exporter, variant: str, preset: str
+) -> None:
+    for path in package(variant, preset).glob("*.onnx"):
+        assert verify.check_graph(path) > 5
+
+
+@pytest.mark.parametrize("file", ["embed_tokens.bin", "decoder.bin", "decoder.onnx"])
+def test_verification_finds_a_flipped_bit(package: Exporter, tmp_path: Path, file: str) -> None:
+    path = shutil.copytree(package("e2b-qat-mobile", "qat-mobile"), tmp_path / "p")
+    flip_a_bit(path / file, (path / file).stat().st_size // 2)
+    with pytest.raises(PackageError, match=f"{file}: got sha256"):
+        verify.verify(path)
+
+
+def test_comparison_with_the_source_finds_a_flipped_bit(
+    package: Exporter, checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    path = shutil.copytree(package("e2b-qat-mobile", "qat-mobile"), tmp_path / "p")
+    place = places(path)[f"{LANGUAGE}.layers.1.mlp.up_proj.weight"]
+    flip_a_bit(path / "decoder.bin", place.offset + 77)
+    message = r"layers\.1\.mlp\.up_proj\.weight: byte 77 is not"
+    with (
+        pipeline.opened(checkpoint("e2b-qat-mobile")) as weights,
+        pytest.raises(PackageError, match=message),
+    ):
+        compare(path, weights)
+
+
+def test_comparison_with_the_source_counts_what_it_saw(
+    package: Exporter, checkpoint: Checkpoints
+) -> None:
+    with pipeline.opened(checkpoint("e2b-qat-mobile")) as weights:
+        assert compare(package("e2b-qat-mobile", "qat-mobile"), weights) > 300
+
+
+def test_a_graph_that_is_no_graph_is_refused(package: Exporter, tmp_path: Path) -> None:
+    model = graph(package("e2b", "mobile"), "decoder.onnx")
+    model.graph.node[0].input[0] = "nowhere"
+    onnx.save(model, tmp_path / "decoder.onnx")
+    with pytest.raises(PackageError, match=r"decoder\.onnx: onnx\.checker"):
+        verify.check_graph(tmp_path / "decoder.onnx")
+
+
+@pytest.mark.parametrize(
+    ("variant", "preset"), [("e2b", "mobile"), ("e2b-qat-mobile", "qat-mobile"), ("e4b", "float")]
+)
+def test_a_good_package_passes_as_a_whole(
+    package: Exporter, checkpoint: Checkpoints, variant: str, preset: str
+) -> None:
+    report = verify.verify(package(variant, preset), checkpoint(variant))
+    seen = [a.what for a in report.agreements]
+    assert {"logits: engine and onnxruntime", "audio: engine and onnxruntime"} <= set(seen)
+    assert report.checks[0][0] == "sha256"
+    assert report.table().row_count == len(report.checks) + len(report.agreements)
+
+
+def test_results_that_are_not_finite_agree_with_nothing() -> None:
+    good = np.ones((2, 3), np.float32)
+    assert verify.agreement("audio", good, good * np.float32(np.nan)).correlation == 0
+    assert verify.agreement("audio", good, good).correlation == 1
+
+
+def test_executors_that_disagree_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    one = {"logits": rng.standard_normal((3, 50)).astype(np.float32)}
+    other = {"logits": rng.standard_normal((3, 50)).astype(np.float32)}
+    with pytest.raises(PackageError, match="logits: who: correlation"):
+        verify._agree(one, other, "who", 0.99)
+    other = {"logits": one["logits"].copy()}
+    other["logits"][1, 7] = 9
+    with pytest.raises(PackageError, match="different best token at position 1"):
+        verify._agree(one, other, "who", 0.5)
