@@ -1,0 +1,160 @@
+"""Keys and values of a decoder, one slot for each layer that owns them.
+
+A full layer keeps every position, in arrays that grow. A sliding layer keeps a ring of its window and
+some slack: a chunk of prefill writes before it reads, and a rollback may go back as far as the slack.
+Layers that share K/V read the slot of their source and have none of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from edgegemma.errors import InputError
+from edgegemma.kernels.kvcache import KV
+
+SLACK = 256  # positions; a chunk of prefill must fit, and a live hypothesis rolls back within it
+PAGE = 256  # full layers grow to multiples of this
+Kind = Literal["float32", "int8"]
+KINDS = ("float32", "int8")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one layer's keys and values look like. ``window`` 0 keeps every position."""
+
+    kv_heads: int
+    head_dim: int
+    window: int
+
+    def position_bytes(self, kind: Kind) -> int:
+        """Bytes of one position's keys and values, scales included."""
+        return 2 * self.kv_heads * (self.head_dim + 4 if kind == "int8" else 4 * self.head_dim)
+
+
+class KVCache:
+    """The state of a text: what has been read so far.
+
+    Parameters
+    ----------
+    layouts : sequence of Layout
+        One for each layer that owns K/V.
+    limit : int
+        Positions it may ever hold.
+    kind : str
+        "float32", or "int8" with a scale for each position and head.
+    slack : int
+        Extra positions of a ring: how far `truncate` can go back.
+    """
+
+    def __init__(
+        self, layouts: Sequence[Layout], limit: int, kind: Kind = "float32", slack: int = SLACK
+    ) -> None:
+        self.kind, self.limit, self.slack = kind, limit, slack
+        self._layouts = tuple(layouts)
+        self._length = 0
+        self._written = 0  # one past the highest position whose row was overwritten
+        self._slots = [_zeros(layout, self._first(layout), kind) for layout in layouts]
+
+    @property
+    def length(self) -> int:
+        """Positions read so far; the next one has this number."""
+        return self._length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for slot in self._slots for array in slot)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that each further position takes: those of the full layers."""
+        return sum(x.position_bytes(self.kind) for x in self._layouts if not x.window)
+
+    def slot(self, index: int) -> KV:
+        """Give the arrays of an owning layer. Position p is in row ``p % capacity``."""
+        return self._slots[index]
+
+    def reserve(self, count: int) -> None:
+        """Make room for the next positions, before they are written.
+
+        Raises
+        ------
+        InputError
+            The text would be longer than the cache may hold.
+        """
+        end = self._length + count
+        if end > self.limit:
+            raise InputError(
+                f"context: got {end} positions; want at most {self.limit}; shorten the input "
+                "or start a new one"
+            )
+        assert count <= self.slack
+        self._written = max(self._written, end)
+        for index, layout in enumerate(self._layouts):
+            have = len(self._slots[index].keys)
+            if not layout.window and end > have:
+                wanted = -(-max(end, have + have // 2) // PAGE) * PAGE
+                self._slots[index] = _grown(
+                    self._slots[index], layout, min(wanted, self.limit), self.kind
+                )
+
+    def advance(self, count: int) -> None:
+        """Count positions whose keys and values are written."""
+        assert self._length + count <= self._written
+        self._length += count
+
+    def truncate(self, length: int) -> None:
+        """Go back to an earlier length: what came after it is forgotten.
+
+        Raises
+        ------
+        InputError
+            The length is in the future, or a sliding layer no longer has the keys before it.
+        """
+        if not 0 <= length <= self._length:
+            raise InputError(f"truncate: got length {length}; want 0 to {self._length}")
+        if length == 0:
+            self._written = 0
+        elif length < (lowest := self._lowest()):
+            raise InputError(
+                f"truncate: got length {length}; want 0 or at least {lowest}, as sliding layers keep "
+                f"only {self.slack} positions beside their window; read the text again"
+            )
+        self._length = length
+
+    def _lowest(self) -> int:
+        """Give the shortest length, other than 0, before which every ring has its whole window."""
+        lowest = 0
+        for layout, slot in zip(self._layouts, self._slots, strict=True):
+            oldest = self._written - len(slot.keys)
+            if layout.window and oldest > 0:
+                lowest = max(lowest, oldest + layout.window - 1)
+        return lowest
+
+    def _first(self, layout: Layout) -> int:
+        """Rows at the start."""
+        return layout.window + self.slack if layout.window else min(self.limit, PAGE)
+
+
+def _zeros(layout: Layout, capacity: int, kind: Kind) -> KV:
+    # Untouched pages of zeros take no memory, and a row not yet written holds no NaN.
+    shape = (capacity, layout.kv_heads, layout.head_dim)
+    dtype: Any = np.int8 if kind == "int8" else np.float32
+    scales = (capacity, layout.kv_heads) if kind == "int8" else (0, 0)
+    return KV(
+        np.zeros(shape, dtype),
+        np.zeros(shape, dtype),
+        np.zeros(scales, np.float32),
+        np.zeros(scales, np.float32),
+    )
+
+
+def _grown(old: KV, layout: Layout, capacity: int, kind: Kind) -> KV:
+    new = _zeros(layout, capacity, kind)
+    for source, target in zip(old, new, strict=True):
+        target[: len(source)] = source
+    return new

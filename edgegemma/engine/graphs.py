@@ -1,0 +1,61 @@
+"""The graphs of a package, loaded together and checked as far as every executor needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edgegemma.config import ModelConfig
+from edgegemma.engine import graph
+from edgegemma.engine.graph import Graph
+from edgegemma.errors import PackageError
+from edgegemma.package import Package
+
+EMBED, DECODER, AUDIO = "embed_tokens.onnx", "decoder.onnx", "audio_encoder.onnx"
+
+
+def load(package: Package) -> dict[str, Graph]:
+    """Load the graphs that the config asks for.
+
+    Raises
+    ------
+    PackageError
+        One is missing, damaged, or has other inputs and outputs than the config says.
+    """
+    graphs = {}
+    for name, (inputs, outputs) in interfaces(package.config).items():
+        graphs[name] = graph.load(package, name)
+        _check_names(f"{name}: inputs", graphs[name].inputs, inputs)
+        _check_names(f"{name}: outputs", graphs[name].outputs, outputs)
+    graph.check_ranges(graphs.values())
+    return graphs
+
+
+def interfaces(config: ModelConfig) -> dict[str, tuple[set[str], set[str]]]:
+    """Give the names of the inputs and outputs of each graph that a package of this config has."""
+    layers = range(config.text.first_shared_layer)
+    keys = [f"{i}.{part}" for i in layers for part in ("key", "value")]
+    text = {"inputs_embeds", "per_layer_inputs"}
+    found = {
+        EMBED: ({"input_ids"}, text),
+        DECODER: (
+            text | {"position_ids", "num_logits_to_keep"} | {f"past_key_values.{k}" for k in keys},
+            {"logits"} | {f"present.{k}" for k in keys},
+        ),
+    }
+    if config.audio:
+        parts = ("key", "value", "conv")
+        layers = range(config.audio.num_hidden_layers)
+        carried = ["features", "conv", *(f"layers.{i}.{part}" for i in layers for part in parts)]
+        sound = {"input_features", "input_features_mask", "position"}
+        found[AUDIO] = (
+            sound | {f"past_{name}" for name in carried},
+            {"audio_features"} | {f"present_{name}" for name in carried},
+        )
+    return found
+
+
+def _check_names(where: str, got: Iterable[str], want: set[str]) -> None:
+    if different := set(got) ^ want:
+        name = min(different)
+        kind = "missing" if name in want else "unknown"
+        raise PackageError(f"{where}: {name!r} is {kind}; want those of the config")

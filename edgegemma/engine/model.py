@@ -1,0 +1,323 @@
+"""What the rest of edgegemma sees of a model: text and audio steps over state that the caller holds.
+
+Two executors give the same interface: our engine and onnxruntime. Chunking, the checks of what comes in
+and the books are here, once for both.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgegemma.config import AudioConfig
+from edgegemma.engine import memory
+from edgegemma.engine.dimensions import check_config
+from edgegemma.errors import InputError, UnsupportedError
+from edgegemma.package import Package, Progress
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+CHUNK = 128  # positions of a prefill step; weights are read once for each
+AUDIO_CHUNK = 64  # soft tokens of an encoder step
+MELS = 128
+FRAMES = 4  # mel frames of a soft token
+EXECUTORS = ("edgegemma", "onnxruntime")
+
+
+class Cache(Protocol):
+    """The state of a text. Make one with `Model.new_cache`."""
+
+    @property
+    def length(self) -> int:
+        """Positions read so far."""
+
+    @property
+    def limit(self) -> int:
+        """Positions it may ever hold."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that each further position takes."""
+
+    def truncate(self, length: int) -> None:
+        """Go back to an earlier length."""
+
+
+@dataclass(eq=False)
+class AudioState:
+    """What the audio encoder carries from step to step. Make one with `Model.new_audio_state`."""
+
+    arrays: dict[str, F32]
+    position: int = 0  # soft tokens so far
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def copy(self) -> AudioState:
+        """Give a state that goes its own way from here. Steps replace arrays and never write into them."""
+        return AudioState(dict(self.arrays), self.position)
+
+
+@dataclass
+class Counters:
+    """What a model has done so far.
+
+    Attributes
+    ----------
+    calls : Counter
+        Steps by kind: "embed", "prefill" (no logits), "logits", "audio".
+    read_bytes : Counter
+        Bytes of weights that steps read, by kind: "linear", "head", "float", "vector", "rows".
+        Only our engine counts them.
+    """
+
+    calls: Counter[str] = field(default_factory=Counter)
+    read_bytes: Counter[str] = field(default_factory=Counter)
+
+
+class Model(ABC):
+    """A package ready to run. Not for several threads at once: a lock makes them wait.
+
+    Attributes
+    ----------
+    package : Package
+    config : ModelConfig
+    counters : Counters
+    threads : int
+    """
+
+    executor: str
+
+    def __init__(self, package: Package, threads: int) -> None:
+        check_config(package.config)
+        self.package, self.config, self.threads = package, package.config, threads
+        self.counters = Counters()
+        self._lock = threading.RLock()
+        self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()
+        self._audio_states: weakref.WeakSet[AudioState] = weakref.WeakSet()
+
+    def embed(self, ids: I64) -> tuple[F32, F32]:
+        """Look up tokens.
+
+        Parameters
+        ----------
+        ids : int64 [S]
+
+        Returns
+        -------
+        embeds : float32 [S, H]
+        per_layer : float32 [S, L, P]
+        """
+        ids = np.ascontiguousarray(ids)
+        vocabulary = self.config.text.vocab_size
+        if ids.ndim != 1 or ids.dtype != np.int64:
+            raise InputError(f"embed: got {ids.dtype} {list(ids.shape)}; want int64 [S]")
+        if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
+            raise InputError(f"embed: got an id beyond the vocabulary; want 0 to {vocabulary - 1}")
+        with self._lock:
+            self.counters.calls["embed"] += 1
+            return self._embed(ids)
+
+    def new_cache(self, capacity: int | None = None) -> Cache:
+        """Give the empty state of a text of at most ``capacity`` positions, by default the model's."""
+        longest = self.config.text.max_position_embeddings
+        if capacity is not None and not 0 < capacity <= longest:
+            raise InputError(f"context: got {capacity} positions; want 1 to {longest}")
+        cache = self._new_cache(capacity or longest)
+        self._caches.add(cache)
+        return cache
+
+    def forward(self, embeds: F32, per_layer: F32, cache: Cache, num_logits: int = 1) -> F32:
+        """Read the next positions and give the logits of the last ones.
+
+        Long inputs are read in chunks. A chunk of which no logits are wanted writes its keys and values
+        only; this is exact.
+
+        Parameters
+        ----------
+        embeds : float32 [S, H]
+        per_layer : float32 [S, L, P]
+        cache : Cache
+            Advances by S.
+        num_logits : int
+            0 to S.
+
+        Returns
+        -------
+        float32 [num_logits, V]
+        """
+        text, count = self.config.text, len(embeds)
+        layers, width = text.num_hidden_layers, text.hidden_size_per_layer_input
+        _check("forward: embeds", embeds, (count, text.hidden_size))
+        _check("forward: per_layer", per_layer, (count, layers, width))
+        if not 0 <= num_logits <= count:
+            raise InputError(f"forward: got num_logits {num_logits}; want 0 to {count}")
+        if cache.length + count > cache.limit:
+            raise InputError(
+                f"context: got {cache.length + count} positions; want at most {cache.limit}; "
+                "shorten the input or start a new one"
+            )
+        logits = np.empty((num_logits, text.vocab_size), np.float32)
+        first = count - num_logits  # position of the first logits
+        with self._lock:
+            for start in range(0, count, CHUNK):
+                stop = min(start + CHUNK, count)
+                keep = max(0, stop - max(start, first))
+                self.counters.calls["logits" if keep else "prefill"] += 1
+                part = self._step(embeds[start:stop], per_layer[start:stop], cache, keep)
+                logits[stop - keep - first : stop - first] = part
+        return logits
+
+    def new_audio_state(self) -> AudioState:
+        """Give the state of the audio encoder before any sound."""
+        state = AudioState(self._audio_arrays(self._audio()))
+        self._audio_states.add(state)
+        return state
+
+    def encode_audio(self, features: F32, mask: F32, state: AudioState) -> F32:
+        """Encode the next mel frames.
+
+        Parameters
+        ----------
+        features : float32 [4n, 128]
+        mask : float32 [4n]
+            1 for a frame of sound, 0 for padding.
+        state : AudioState
+            Advances by n soft tokens.
+
+        Returns
+        -------
+        float32 [n, H]
+        """
+        self._audio()
+        tokens, rest = divmod(len(features), FRAMES)
+        _check("encode_audio: features", features, (tokens * FRAMES + rest, MELS))
+        _check("encode_audio: mask", mask, (len(features),))
+        if rest:
+            raise InputError(
+                f"encode_audio: got {len(features)} frames; want a multiple of {FRAMES}"
+            )
+        soft = np.empty((tokens, self.config.text.hidden_size), np.float32)
+        with self._lock:
+            for start in range(0, tokens, AUDIO_CHUNK):
+                stop = min(start + AUDIO_CHUNK, tokens)
+                part = slice(start * FRAMES, stop * FRAMES)
+                self.counters.calls["audio"] += 1
+                soft[start:stop] = self._encode(features[part], mask[part], state)
+                state.position += stop - start
+        return soft
+
+    def ledger(self) -> memory.Ledger:
+        """Say where the memory is."""
+        return memory.Ledger(
+            mapped=self.package.mapped_bytes,
+            inline=self._inline_bytes(),
+            scratch=self._scratch_bytes(),
+            cache=sum(cache.nbytes for cache in self._caches),
+            audio_state=sum(state.nbytes for state in self._audio_states),
+            resident=memory.resident_bytes(),
+            peak=memory.peak_bytes(),
+        )
+
+    def _audio(self) -> AudioConfig:
+        if self.config.audio is None:
+            raise InputError(f"{self.package.path}: the model has no audio encoder")
+        return self.config.audio
+
+    @abstractmethod
+    def _embed(self, ids: I64) -> tuple[F32, F32]: ...
+
+    @abstractmethod
+    def _new_cache(self, capacity: int) -> Cache: ...
+
+    @abstractmethod
+    def _step(self, embeds: F32, per_layer: F32, cache: Cache, keep: int) -> F32:
+        """Run one chunk; give float32 [keep, V]."""
+
+    @abstractmethod
+    def _encode(self, features: F32, mask: F32, state: AudioState) -> F32:
+        """Run one step of the encoder, replacing the state's arrays; give float32 [n, H]."""
+
+    @abstractmethod
+    def _inline_bytes(self) -> int: ...
+
+    @abstractmethod
+    def _scratch_bytes(self) -> int: ...
+
+    def _audio_arrays(self, audio: AudioConfig) -> dict[str, F32]:
+        """Give zeros for all that the encoder carries, by the name after ``past_``."""
+        channels, width = audio.subsampling_conv_channels[0], audio.hidden_size
+        shapes = {"features": (1, 1, MELS), "conv": (1, channels, 1, MELS // 2)}
+        for layer in range(audio.num_hidden_layers):
+            for part in ("key", "value"):
+                shapes[f"layers.{layer}.{part}"] = (1, audio.window - 1, width)
+            shapes[f"layers.{layer}.conv"] = (1, audio.conv_kernel_size - 1, width)
+        return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+def open_model(
+    path: str | Path,
+    executor: str = "edgegemma",
+    threads: int | None = None,
+    kv: str = "float32",
+    verify: bool = False,
+    progress: Progress | None = None,
+) -> Model:
+    """Open a package and make it ready to run.
+
+    Parameters
+    ----------
+    path : str or Path
+        The package's folder.
+    executor : str
+        "edgegemma", or "onnxruntime" for the same file on stock onnxruntime.
+    threads : int, optional
+        By default one for each physical core this process may use.
+    kv : str
+        Keys and values in the cache: "float32", or "int8" at a quarter of the memory.
+    verify : bool
+        Compare the sha256 of every file first; ``progress`` is told.
+
+    Raises
+    ------
+    PackageError, InputError
+    """
+    threads = memory.physical_cores() if threads is None else threads
+    if threads < 1:
+        raise InputError(f"threads: got {threads}; want at least 1")
+    if executor not in EXECUTORS:
+        raise InputError(f"executor: got {executor!r}; want one of {EXECUTORS}")
+    if kv not in ("float32", "int8"):
+        raise InputError(f"kv: got {kv!r}; want 'float32' or 'int8'")
+    package = Package.open(path, verify, progress)
+    if executor == "edgegemma":
+        from edgegemma.engine.session import EngineModel
+
+        return EngineModel(package, threads, "int8" if kv == "int8" else "float32")
+    if kv != "float32":
+        raise UnsupportedError("kv: onnxruntime keeps float32 only; use executor 'edgegemma'")
+    from edgegemma.engine.ort import OrtModel
+
+    return OrtModel(package, threads)
+
+
+def _check(where: str, array: F32, shape: tuple[int, ...]) -> None:
+    if array.shape != shape or array.dtype != np.float32:
+        raise InputError(
+            f"{where}: got {array.dtype} {list(array.shape)}; want float32 {list(shape)}"
+        )

@@ -1,0 +1,145 @@
+"""A graph and the outputs that are wanted, as a flat list of steps.
+
+Walking back from the outputs leaves everything else unrun: asking a decoder for its ``present.*`` alone
+never reaches the layers that share K/V, the last norm or the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgegemma.engine.graph import Graph, Node
+from edgegemma.engine.ops import FAILURES, OPS
+from edgegemma.errors import PackageError
+from edgegemma.package import Package
+
+Run = Callable[[Sequence[Any], Any], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node that is ready to run.
+
+    Attributes
+    ----------
+    node : Node
+    inputs : tuple of str
+        Values it takes while running; its weights are bound already. "" for one left out.
+    after : tuple of str
+        Values that it does not take, but whose giver must have run: keys and values in the cache.
+    run : callable
+        From input values and the run's state to output values.
+    reads : mapping
+        Bytes of weights that one run reads, by kind: "linear", "head", "float", "vector".
+    row_bytes : int
+        Bytes that it reads from disk for each position.
+    width : int
+        Floats of scratch that the kernel takes for each position, about.
+    """
+
+    node: Node
+    inputs: tuple[str, ...]
+    run: Run
+    after: tuple[str, ...] = ()
+    reads: Mapping[str, int] = field(default_factory=dict)
+    row_bytes: int = 0
+    width: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A call in a plan, and the values nobody needs after it."""
+
+    call: Call
+    frees: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps that give some outputs of a graph."""
+
+    name: str
+    steps: tuple[Step, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, feeds: Mapping[str, Any], state: Any = None) -> list[Any]:
+        """Run the steps.
+
+        Parameters
+        ----------
+        feeds : mapping
+            The graph's inputs by name. A value is freed after its last use.
+        state : object
+            Handed to every call: the cache and the positions of a decoder's chunk.
+
+        Returns
+        -------
+        list
+            The plan's outputs, in its order.
+        """
+        values = dict(feeds)
+        for step in self.steps:
+            call = step.call
+            given = [values[name] if name else None for name in call.inputs]
+            results = call.run(given, state)
+            values.update(zip(call.node.outputs, results, strict=True))
+            for name in step.frees:
+                del values[name]
+        return [values[name] for name in self.outputs]
+
+    def reads(self) -> dict[str, int]:
+        """Bytes of weights that one run reads, by kind."""
+        total: dict[str, int] = {}
+        for step in self.steps:
+            for kind, size in step.call.reads.items():
+                total[kind] = total.get(kind, 0) + size
+        return total
+
+
+def make(graph: Graph, calls: Sequence[Call], outputs: Sequence[str]) -> Plan:
+    """Keep the calls that the outputs need, in the graph's order."""
+    needed, kept = set(outputs), []
+    for call in reversed(calls):
+        if needed.intersection(call.node.outputs):
+            kept.append(call)
+            needed.update(call.inputs, call.after)
+    alive, steps = set(outputs), []
+    for call in kept:  # backwards: the first use met is the last
+        touched = {name for name in (*call.inputs, *call.node.outputs) if name}
+        frees = tuple(sorted(touched - alive))
+        alive |= touched
+        steps.append(Step(call, frees))
+    return Plan(graph.name, tuple(reversed(steps)), tuple(outputs))
+
+
+def glue(graph: Graph, package: Package, node: Node) -> Call:
+    """Make an op ready to run; inputs that are constants are bound."""
+    op, attributes = OPS[node.op], node.attributes
+    constants = {
+        i: graph.tensors[name].array(package)
+        for i, name in enumerate(node.inputs)
+        if name in graph.tensors
+    }
+    names = tuple(name for i, name in enumerate(node.inputs) if i not in constants)
+    places = [i for i in range(len(node.inputs)) if i not in constants]
+
+    def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
+        del state
+        every: list[Any] = [constants.get(i) for i in range(len(node.inputs))]
+        for place, value in zip(places, values, strict=True):
+            every[place] = value
+        try:
+            if not all(value is None or isinstance(value, np.ndarray) for value in every):
+                raise TypeError("got keys or values of the cache; want an array")
+            results = op(attributes, every)
+        except FAILURES as error:
+            raise PackageError(f"{graph.name}: {node.name!r}: {error}") from error
+        if len(results) != len(node.outputs):
+            raise PackageError(f"{graph.name}: {node.name!r}: gives {len(results)} outputs")
+        return results
+
+    return Call(node, names, run)

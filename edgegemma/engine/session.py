@@ -1,0 +1,140 @@
+"""Our executor: the graphs of a package bound to kernels, and the steps of a model run on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgegemma.engine import abi, graphs, plan
+from edgegemma.engine.cache import Kind, KVCache, Layout
+from edgegemma.engine.functions import Chunk, bind
+from edgegemma.engine.graph import Graph
+from edgegemma.engine.graphs import AUDIO, DECODER, EMBED
+from edgegemma.engine.model import CHUNK, F32, FRAMES, I64, AudioState, Cache, Model
+from edgegemma.engine.values import exact, rows
+from edgegemma.errors import InputError, PackageError
+from edgegemma.kernels import threads as pool
+from edgegemma.package import Package
+
+
+class Program:
+    """A graph whose calls are bound, and the plans made of it so far."""
+
+    def __init__(self, package: Package, source: Graph) -> None:
+        abi.check(source)
+        self.graph = source
+        self.calls = [bind(package, source, node) for node in source.nodes]
+        self._plans: dict[tuple[str, ...], plan.Plan] = {}
+
+    def plan(self, outputs: Sequence[str]) -> plan.Plan:
+        """Give the plan for some outputs, made once."""
+        key = tuple(outputs)
+        if key not in self._plans:
+            self._plans[key] = plan.make(self.graph, self.calls, key)
+        return self._plans[key]
+
+    @property
+    def scratch_width(self) -> int:
+        """Floats a position needs at most: the widest kernel, and the values between calls."""
+        return max((call.width for call in self.calls), default=0)
+
+
+class EngineModel(Model):
+    """A package on our own engine. See `Model`."""
+
+    executor = "edgegemma"
+
+    def __init__(self, package: Package, threads: int, kv: Kind) -> None:
+        super().__init__(package, pool.use(threads))
+        self._kv = kv
+        loaded = graphs.load(package)
+        self._programs = {name: Program(package, source) for name, source in loaded.items()}
+        self._present = [name for name in loaded[DECODER].outputs if name != "logits"]
+        _check_present(loaded[DECODER], self._present)
+
+    def decoder_plan(self, logits: bool) -> plan.Plan:
+        """Give the steps of a chunk, with logits or without: what runs and what it reads."""
+        return self._programs[DECODER].plan([*(["logits"] if logits else []), *self._present])
+
+    def _run(
+        self, name: str, outputs: Sequence[str], feeds: Mapping[str, Any], state: Any
+    ) -> list[Any]:
+        pool.use(self.threads)  # Numba keeps the number for each calling thread
+        steps = self._programs[name].plan(outputs)
+        self.counters.read_bytes.update(steps.reads())
+        with pool.lock:
+            return steps.run(feeds, state)
+
+    def _embed(self, ids: I64) -> tuple[F32, F32]:
+        text, count = self.config.text, len(ids)
+        outputs = ("inputs_embeds", "per_layer_inputs")
+        embeds, per_layer = self._run(EMBED, outputs, {"input_ids": ids[None]}, None)
+        width = sum(call.row_bytes for call in self._programs[EMBED].calls)
+        self.counters.read_bytes["rows"] += width * count
+        layers = text.num_hidden_layers
+        return (
+            rows(EMBED, embeds, text.hidden_size, count=count),
+            rows(EMBED, per_layer, layers, text.hidden_size_per_layer_input, count=count),
+        )
+
+    def _new_cache(self, capacity: int) -> Cache:
+        text = self.config.text
+        layouts = [
+            Layout(*text.heads_of(i), text.window_of(i)) for i in range(text.first_shared_layer)
+        ]
+        return KVCache(layouts, capacity, self._kv)
+
+    def _step(self, embeds: F32, per_layer: F32, cache: Cache, keep: int) -> F32:
+        if not isinstance(cache, KVCache):
+            raise InputError("forward: got the cache of another executor; want this model's")
+        start, count = cache.length, len(embeds)
+        cache.reserve(count)
+        feeds = {
+            "inputs_embeds": embeds[None],
+            "per_layer_inputs": per_layer[None],
+            "position_ids": np.arange(start, start + count, dtype=np.int64)[None],
+            "num_logits_to_keep": np.array(keep, np.int64),
+        }
+        outputs = [*(["logits"] if keep else []), *self._present]
+        results = self._run(DECODER, outputs, feeds, Chunk(cache, start, start + count))
+        cache.advance(count)
+        vocabulary = self.config.text.vocab_size
+        if not keep:
+            return np.empty((0, vocabulary), np.float32)
+        return rows(DECODER, results[0], vocabulary, count=keep)
+
+    def _encode(self, features: F32, mask: F32, state: AudioState) -> F32:
+        feeds = {
+            "input_features": features[None],
+            "input_features_mask": mask[None],
+            "position": np.array([state.position], np.int64),
+            **{f"past_{name}": array for name, array in state.arrays.items()},
+        }
+        outputs = ["audio_features", *(f"present_{name}" for name in state.arrays)]
+        soft, *arrays = self._run(AUDIO, outputs, feeds, None)
+        state.arrays = {
+            name: exact(f"{AUDIO}: present_{name}", array, *old.shape)
+            for (name, old), array in zip(state.arrays.items(), arrays, strict=True)
+        }
+        return rows(AUDIO, soft, self.config.text.hidden_size, count=len(features) // FRAMES)
+
+    def _inline_bytes(self) -> int:
+        tensors = (t for p in self._programs.values() for t in p.graph.tensors.values())
+        return sum(len(tensor.data) for tensor in tensors if tensor.data is not None)
+
+    def _scratch_bytes(self) -> int:
+        text = self.config.text
+        values = (
+            text.num_hidden_layers * text.hidden_size_per_layer_input * 2 + text.hidden_size * 3
+        )
+        widest = max(program.scratch_width for program in self._programs.values())
+        return 4 * (CHUNK * (widest + values) + text.vocab_size)
+
+
+def _check_present(decoder: Graph, present: Sequence[str]) -> None:
+    """Keys and values that a shared layer reads must come from a layer that writes them."""
+    owners = {name for node in decoder.nodes if node.op == "DecoderLayer" for name in node.outputs}
+    if missing := set(present) - owners:
+        raise PackageError(f"{decoder.name}: {min(missing)!r} is not the output of a layer")
