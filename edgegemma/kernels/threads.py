@@ -18,7 +18,7 @@ def use(count: int) -> int:
     int
         How many it will be: Numba's pool has a size of its own (``NUMBA_NUM_THREADS``).
     """
-    allowed = max(1, min(count, int(numba.config.NUMBA_NUM_THREADS)))
+    allowed = max(1, min(count, int(vars(numba.config)["NUMBA_NUM_THREADS"])))
     if numba.get_num_threads() != allowed:
         numba.set_num_threads(allowed)
     return allowed
