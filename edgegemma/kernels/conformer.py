@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgegemma.errors import InputError
 from edgegemma.kernels.decoder import matrix_shape
 from edgegemma.kernels.linear import Matrix, _clipped_linear
-from edgegemma.kernels.norms import _add_rms, _exp, _glu, _rms, _silu, _tanh
+from edgegemma.kernels.norms import _add, _add_rms, _copy, _exp, _glu, _rms, _scale, _silu, _tanh
 from edgegemma.kernels.subsample import audio_head, audio_subsample
 
 __all__ = ["AudioLayerWeights", "audio_head", "audio_layer", "audio_subsample", "check_audio_layer"]
@@ -144,15 +144,15 @@ def _audio_layer(x, position, key, value, conv, w):  # type: ignore[no-untyped-d
     _add_rms(x, y, w.norm_post_attn, w.eps, 1.0)
     _rms(x, w.lconv_pre_norm, w.eps, n)
     _convolution(n, conv, w, y)
-    x += y
+    _add(x, y)
     _rms(x, w.ffw2_pre_norm, w.eps, n)
     _feed_forward(n, w.ffw2_layer_1, w.ffw2_layer_1_clip, w.ffw2_layer_2, w.ffw2_layer_2_clip, y)
     _add_rms(x, y, w.ffw2_post_norm, w.eps, factor)
     _rms(x, w.norm_out, w.eps, n)
-    x[:] = n
+    _copy(n, x)
 
 
-@njit(cache=True)
+@njit(inline="always")
 def _feed_forward(n, first, first_clip, second, second_clip, y):  # type: ignore[no-untyped-def]
     inner = np.empty((n.shape[0], first[0].shape[0]), np.float32)
     _clipped_linear(n, first, first_clip, inner)
@@ -160,7 +160,7 @@ def _feed_forward(n, first, first_clip, second, second_clip, y):  # type: ignore
     _clipped_linear(inner, second, second_clip, y)
 
 
-@njit(cache=True)
+@njit(inline="always")
 def _attention(n, position, key, value, w, y):  # type: ignore[no-untyped-def]
     """Append keys and values and attend to the window that ends at each token."""
     past = w.window - 1
@@ -168,7 +168,7 @@ def _attention(n, position, key, value, w, y):  # type: ignore[no-untyped-def]
     _clipped_linear(n, w.q_proj, w.q_proj_clip, query)
     _clipped_linear(n, w.k_proj, w.k_proj_clip, key[past:])
     _clipped_linear(n, w.v_proj, w.v_proj_clip, value[past:])
-    key[past:] *= np.float32(w.key_scale)
+    _scale(key[past:], w.key_scale)
     for t in range(n.shape[0]):
         for i in range(n.shape[1]):
             query[t, i] *= w.query_scale[i % w.head_dim]
@@ -211,7 +211,7 @@ def _attend_window(query, key, value, relative, rows, columns, logit_cap, seen):
         out[i] /= total
 
 
-@njit(cache=True)
+@njit(inline="always")
 def _convolution(n, conv, w, y):  # type: ignore[no-untyped-def]
     """Gate, convolve each channel over the last rows, normalize, project."""
     double = np.empty((n.shape[0], 2 * n.shape[1]), np.float32)

@@ -12,7 +12,7 @@ from edgegemma.errors import InputError
 from edgegemma.kernels.attention import _attend
 from edgegemma.kernels.kvcache import KV, _append, check_cache
 from edgegemma.kernels.linear import FloatMatrix, Matrix, _linear
-from edgegemma.kernels.norms import _add_rms, _gelu_gate, _rms, _rms_plain, _softcap
+from edgegemma.kernels.norms import _add_rms, _copy, _gelu_gate, _rms, _rms_plain, _scale, _softcap
 from edgegemma.kernels.rotary import _rotate
 
 F32 = NDArray[np.float32]
@@ -261,7 +261,7 @@ def _decoder_layer_shared(x, ple, cos, sin, position, cache, w, out):  # type: i
     _rest(x, n, ple, cos, sin, position, cache, w, out)
 
 
-@njit(cache=True)
+@njit(inline="always")
 def _rest(x, n, ple, cos, sin, position, cache, w, out):  # type: ignore[no-untyped-def]
     """Do what follows the keys and values: query, attention, feed-forward, per-layer block."""
     count, d = x.shape[0], w.head_dim
@@ -274,13 +274,13 @@ def _rest(x, n, ple, cos, sin, position, cache, w, out):  # type: ignore[no-unty
     _attend(queries, cache, position, w.window, raw.reshape((count, w.heads, d)))
     y = np.empty_like(x)
     _linear(raw, w.o_proj, y)
-    out[:] = x
+    _copy(x, out)
     _add_rms(out, y, w.post_attention_layernorm, w.eps, 1.0)
     _feed_forward(out, n, y, w)
     _per_layer_block(out, ple, y, w)
 
 
-@njit(cache=True)
+@njit(inline="always")
 def _feed_forward(x, n, y, w):  # type: ignore[no-untyped-def]
     """Add the gated feed-forward block to x; n and y are scratch."""
     _rms(x, w.pre_feedforward_layernorm, w.eps, n)
@@ -294,7 +294,7 @@ def _feed_forward(x, n, y, w):  # type: ignore[no-untyped-def]
     _add_rms(x, y, w.post_feedforward_layernorm, w.eps, 1.0)
 
 
-@njit(cache=True)
+@njit(inline="always")
 def _per_layer_block(x, ple, y, w):  # type: ignore[no-untyped-def]
     """Add the per-layer input's block to x and scale the stream; y is scratch."""
     gate = np.empty_like(ple)
@@ -302,10 +302,10 @@ def _per_layer_block(x, ple, y, w):  # type: ignore[no-untyped-def]
     _gelu_gate(gate, ple)
     _linear(gate, w.per_layer_projection, y)
     _add_rms(x, y, w.post_per_layer_input_norm, w.eps, 1.0)
-    x *= w.layer_scalar[0]
+    _scale(x, w.layer_scalar[0])
 
 
-@njit(cache=True)
+@njit(inline="always")
 def _rows_of(w):  # type: ignore[no-untyped-def]
     """Give N of a CodeMatrix or FloatMatrix: rows of its first array."""
     return w[0].shape[0]
@@ -324,7 +324,7 @@ def _per_layer_inputs(x, tokens, w, norm, eps, y):  # type: ignore[no-untyped-de
     count, layers, width = tokens.shape
     context = np.empty((count, layers * width), np.float32)
     _linear(x, w, context)
-    context *= np.float32(1.0) / np.sqrt(np.float32(x.shape[1]))
+    _scale(context, np.float32(1.0) / np.sqrt(np.float32(x.shape[1])))
     _rms(context.reshape((count * layers, width)), norm, eps, y.reshape((count * layers, width)))
     half = np.float32(2.0**-0.5)
     for s in range(count):

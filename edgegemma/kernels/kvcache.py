@@ -86,8 +86,9 @@ def _append(keys, values, position, cache, key_scale, value_scale):  # type: ign
         row = (position + s) % cache.keys.shape[0]
         for h in range(keys.shape[1]):
             if cache.key_scale.size == 0:
-                cache.keys[row, h, :] = keys[s, h]
-                cache.values[row, h, :] = values[s, h]
+                for i in range(keys.shape[2]):
+                    cache.keys[row, h, i] = keys[s, h, i]
+                    cache.values[row, h, i] = values[s, h, i]
             else:
                 cache.key_scale[row, h] = _store(keys[s, h], key_scale, cache.keys[row, h])
                 cache.value_scale[row, h] = _store(values[s, h], value_scale, cache.values[row, h])

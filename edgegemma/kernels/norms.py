@@ -188,6 +188,31 @@ def _add_rms(x, y, weight, eps, factor):  # type: ignore[no-untyped-def]
             x[s, i] += y[s, i] * inverse * weight[i]
 
 
+@njit(cache=True)
+def _copy(x, y):  # type: ignore[no-untyped-def]
+    """Copy rows. An assignment of slices would compile its error messages too: a second for each type."""
+    for s in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            y[s, i] = x[s, i]
+
+
+@njit(cache=True)
+def _add(x, y):  # type: ignore[no-untyped-def]
+    """Add y to x in place."""
+    for s in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            x[s, i] += y[s, i]
+
+
+@njit(cache=True)
+def _scale(x, factor):  # type: ignore[no-untyped-def]
+    """Multiply x by a number in place."""
+    f = np.float32(factor)
+    for s in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            x[s, i] *= f
+
+
 @njit(fastmath=FASTMATH, error_model="numpy", cache=True)
 def _gelu_gate(a, b):  # type: ignore[no-untyped-def]
     """Write gelu(a) · b into a. tanh(u) = 2 σ(2u) - 1, so gelu(a) = a σ(2u): no cancellation."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from edgegemma.errors import InputError
 from edgegemma.kernels.decoder import DYNAMIC
 from edgegemma.kernels.linear import FloatMatrix, _linear
-from edgegemma.kernels.norms import _rms_plain
+from edgegemma.kernels.norms import _copy, _rms_plain, _scale
 
 F32 = NDArray[np.float32]
 U16 = NDArray[np.uint16]
@@ -102,20 +102,21 @@ def _audio_subsample(x, mask, row, conv, conv0, norm0, conv1, norm1, w, eps, out
     for t in range(0, out.shape[0], _TOKENS):
         n = min(_TOKENS, out.shape[0] - t)
         first = np.empty((4 * n + 1, mels), np.float32)
-        first[0] = row[0]
+        _copy(row, first)
         for i in range(4 * n):
             for m in range(mels):
                 first[i + 1, m] = x[4 * t + i, m] * mask[4 * t + i]
         second = np.empty((2 * n + 1, mels // 2, norm0.size), np.float32)
-        second[0] = conv
+        _copy(conv, second[0])
         _convolve_first(first, taps0, second[1:])
         _normalize(second[1:], norm0, eps)
         for i in range(2 * n):
-            second[i + 1] *= mask[4 * t + 2 * i]
+            _scale(second[i + 1], mask[4 * t + 2 * i])
         third = np.empty((n, mels // 4, norm1.size), np.float32)
         _convolve_second(second, taps1, third)
         _normalize(third, norm1, eps)
-        row[0], conv[:] = first[4 * n], second[2 * n]
+        _copy(first[4 * n :], row)
+        _copy(second[2 * n], conv)
         _linear(third.reshape((n, mels // 4 * norm1.size)), w, out[t : t + n])
 
 
@@ -204,6 +205,7 @@ def _audio_head(x, output, bias, embedding, eps, y):  # type: ignore[no-untyped-
     n = np.empty_like(raw)
     _linear(x, output, raw)
     for t in range(raw.shape[0]):
-        raw[t] += bias
+        for i in range(bias.size):
+            raw[t, i] += bias[i]
     _rms_plain(raw, eps, n)
     _linear(n, embedding, y)
