@@ -17,7 +17,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -286,7 +286,7 @@ def _listed(manifest: dict[str, Any]) -> list[tuple[str, object]]:
 def _member(folder: Path, name: str, entry: object) -> Member:
     """Check one entry of ``files`` and the file it stands for."""
     where = f"{MANIFEST}: files: {_short(name)}"
-    if not _NAME.fullmatch(name) or {".", ".."} & set(PurePosixPath(name).parts) or len(name) > 255:
+    if not _NAME.fullmatch(name) or {".", ".."} & set(name.split("/")) or len(name) > 255:
         raise PackageError(f"{where}: not a safe relative path")
     if not isinstance(entry, dict):
         raise PackageError(f"{where}: got {_short(entry)}; want size and sha256")
