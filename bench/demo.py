@@ -15,19 +15,18 @@ SAMPLES = DATA / "samples"
 
 
 def samples(folder: Path = SAMPLES) -> list[tuple[Path, str]]:
-    """Give each recording with its words, from the text file beside it.
+    """Give each recording with its words, as ``samples.json`` lists them.
 
     Raises
     ------
     InputError
-        There is none, or one without its words.
+        The installation is not complete.
     """
-    found = sorted(folder.glob("*.flac"))
-    if not found:
-        raise InputError(f"{folder}: no recordings; this installation is not complete")
-    if missing := [path for path in found if not path.with_suffix(".txt").is_file()]:
-        raise InputError(f"{missing[0].with_suffix('.txt')}: missing; want what is said there")
-    return [(path, path.with_suffix(".txt").read_text("utf-8").strip()) for path in found]
+    try:
+        rows = json.loads((folder / "samples.json").read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; install edgegemma again") from error
+    return [(folder / row["file"], row["text"]) for row in rows]
 
 
 def run(engine: str = "edgegemma") -> list[dict[str, Any]]:

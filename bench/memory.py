@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,29 @@ def session(script: Script) -> dict[str, Any]:
         state = model.new_audio_state()
         model.encode_audio(features, np.ones(frames, np.float32), state)
         mark(f"encode {script.audio_seconds:g} s")
-    return {"script": asdict(script), "steps": steps, "ledger": asdict(model.ledger())}
+    ledger = asdict(model.ledger())
+    return {"script": asdict(script), "steps": steps, "ledger": _split(ledger, model.package.path)}
+
+
+def _split(ledger: dict[str, int], package: Path) -> dict[str, int]:
+    """Say of what is resident how much are mapped weights, and what is left for Python and LLVM."""
+    weights = resident_of(package, Path("/proc/self/smaps").read_text())
+    named = weights + sum(ledger[part] for part in ("inline", "cache", "audio_state"))
+    found = {"mapped": ledger.pop("mapped"), "mapped_resident": weights}
+    return found | ledger | {"interpreter_and_kernels": ledger["resident"] - named}
+
+
+def resident_of(folder: Path, smaps: str) -> int:
+    """Add up the resident bytes of the files under a folder, from the text of ``/proc/PID/smaps``."""
+    total, inside = 0, False
+    for line in smaps.splitlines():
+        key, _, rest = line.partition(" ")
+        if not key.endswith(":"):  # the head of a mapping: addresses … path
+            name = line.split(maxsplit=5)[5:]
+            inside = bool(name) and Path(name[0]).is_relative_to(folder)
+        elif inside and key == "Rss:":
+            total += int(rest.split()[0]) * 1024
+    return total
 
 
 def main() -> None:

@@ -55,21 +55,30 @@ def export(
     """
     logging.basicConfig(format="edgegemma: %(message)s", level=logging.WARNING)
     _own("export")
+    from export.huggingface import fetch
     from export.pipeline import export as make
     from export.verify import verify
 
-    target = out or _default_place(source)
+    folder = fetch(source, revision)
+    target = out or _default_place(folder.id)
+    checked = []
     with console.progress() as report:
+
+        def check(made: Path) -> None:
+            report("checking the package", 0, 0)
+            checked.append(verify(made, folder.path))
+
         made = make(
-            source,
+            folder.path,
             target,
             preset_name=preset,
-            revision=revision,
             audio_window=audio_window,
             progress=report,
-            inspect=verify,
+            inspect=check,
         )
     console.show(_quantization(made).table())
+    for result in checked:
+        console.show(result.table())
     console.out(str(made))
 
 
@@ -87,10 +96,10 @@ def _own(name: str) -> None:
 
 
 def _default_place(source: str) -> Path:
-    name = Path(source).resolve().name if Path(source).is_dir() else source.rpartition("/")[2]
+    """Give a place in the model folder, under the name of the repository or folder."""
     folder = model_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / name
+    return folder / source.rpartition("/")[2]
 
 
 def _quantization(package: Path) -> Report:

@@ -28,12 +28,12 @@ def inspect(
     For example: edgegemma inspect demo --json
     """
     path = models.find(model)
-    from edgegemma.engine.graph import load
+    from edgegemma.engine.graphs import load
     from edgegemma.package import Package
 
     with console.progress(lines=False) as report:
         package = Package.open(path, verify=verify, progress=report)
-    graphs = [load(package, name) for name in package.members if name.endswith(".onnx")]
+    graphs = list(load(package).values())
     found = describe(package, graphs)
     if as_json:
         console.out(json.dumps(found, indent=2))
@@ -85,21 +85,14 @@ def _weights(graphs: list[Graph]) -> Iterator[dict[str, Any]]:
 
 
 def _matrices(graph: Graph, node: Node) -> Iterator[tuple[Tensor, int]]:
-    """Give the matrices of a call and the bits of their weights.
-
-    A packed one is uint8, and its inputs follow each other as weight and scale, so that its bits are
-    the attribute of the same rank among the linears of the call.
-    """
-    bits = [v for k, v in node.attributes.items() if k == "bits" or k.endswith("_bits")]
-    packed = iter(bits)
-    for name in node.inputs:
-        tensor = graph.tensors.get(name)
-        if tensor is None or len(tensor.shape) < 2:
+    """Give the matrices of a call and the bits of their weights: attribute ``NAME_bits`` for ``NAME_weight``."""
+    function = graph.functions.get(node.op)
+    for formal, actual in zip(function.inputs if function else (), node.inputs, strict=False):
+        tensor = graph.tensors.get(actual)
+        if tensor is None or not formal.endswith(("weight", "table")) or len(tensor.shape) < 2:
             continue
-        if tensor.dtype == "uint8":
-            yield tensor, int(next(packed, 8))
-        elif name.endswith("weight") and tensor.dtype in FLOAT_BITS:
-            yield tensor, FLOAT_BITS[tensor.dtype]
+        name = re.sub("(weight|table)$", "bits", formal)
+        yield tensor, int(node.attributes.get(name, FLOAT_BITS.get(tensor.dtype, 8)))
 
 
 def _weight(graph: Graph, tensor: Tensor, bits: int) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def load(
 
     with console.progress(lines=False) as report:
         report("opening", 0, 0)
-        return open_model(
+        opened = open_model(
             path,
             executor=engine.value,
             threads=threads,
@@ -71,3 +71,14 @@ def load(
             verify=verify,
             progress=report,
         )
+    if engine is Executor.EDGEGEMMA:
+        _note_cold()
+    return opened
+
+
+def _note_cold() -> None:
+    """Say why the first answer takes so long, if no kernel has been compiled here before."""
+    from edgegemma.kernels import cache, cpu
+
+    if not any((cache.root() / cpu.target().path).glob("*.nbi")):
+        console.note("compiling the kernels for this machine: once, a minute or two")
