@@ -13,6 +13,11 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils.tqdm import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 
 from edgegemma.errors import CheckpointError, InputError
 
@@ -81,24 +86,35 @@ def _download(name: str, revision: str | None) -> str:
     except hub_errors.RepositoryNotFoundError as error:
         raise InputError(f"{name}: no such repository on the hub, or it is private") from error
     except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled) as error:
+        reason = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
         raise InputError(
-            f"{name}: not in the cache and the hub cannot be reached; check the network and HF_HUB_OFFLINE"
+            f"{name}: not in the cache, and the hub cannot be reached{reason}; "
+            "check the network and HF_HUB_OFFLINE"
         ) from error
     except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"{name}: the download failed ({reason[0]}); run it again to resume"
+            f"{name}: the download failed ({_first_line(error)}); run it again to resume"
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _check_room(name: str, options: dict[str, Any]) -> None:
     """Refuse a download that cannot fit, before its first byte."""
     if constants.HF_HUB_OFFLINE:
         return
+    silent = are_progress_bars_disabled()
+    disable_progress_bars()
     try:
         plan = huggingface_hub.snapshot_download(name, dry_run=True, **options)
     except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError):
         return  # without a network the cache may still have it; the download itself tells
+    finally:
+        if not silent:
+            enable_progress_bars()
     need = sum(f.file_size for f in plan if not isinstance(f, str) and f.will_download)
     cache = Path(constants.HF_HUB_CACHE)
     while not cache.exists():

@@ -243,7 +243,10 @@ def test_a_download_is_pinned_to_its_commit(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (hub_errors.LocalEntryNotFoundError("x"), "not in the cache and the hub cannot be reached"),
+        (
+            hub_errors.LocalEntryNotFoundError("x"),
+            "not in the cache, and the hub cannot be reached",
+        ),
         (hub_errors.OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE"),
         (ConnectionError("refused"), r"the download failed \(refused\); run it again to resume"),
     ],

@@ -141,7 +141,6 @@ def test_a_failure_at_any_stage_leaves_nothing(
 
 
 @pytest.mark.parametrize("call", [1, 40, 150])
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_in_the_middle_of_a_tensor_leaves_nothing(
     checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
