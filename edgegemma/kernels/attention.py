@@ -8,6 +8,7 @@ alone, bit for bit, not on the chunk it came in nor on the number of threads.
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
@@ -21,6 +22,10 @@ F32 = NDArray[np.float32]
 BLOCK = 64
 _BUDGET = 1 << 20  # floats of block sums kept at a time: 4 MiB
 _REDUCE = {"contract", "reassoc", "nsz"}
+
+# Registers the pool's entry points with LLVM. Numba does so when it loads a parallel function, but forgets it for
+# a function compiled on top of a parallel one that came from the cache: such a one, loaded, would call address 0.
+numba.get_num_threads()
 
 
 def attend(q: F32, cache: KV, position: int, window: int) -> F32:
