@@ -1,44 +1,75 @@
-"""Command line of the recipe: `python -m train {corpus,fit,export,evaluate} --work FOLDER`."""
+"""Command line of the recipe: `python -m train {corpus,fit,export,evaluate} --work FOLDER`.
+
+The stages are run in this order; each reads what the one before left in the work folder.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from train.features import Shard
+
+
+def _training_shards(work: Path) -> list[Shard]:
+    from train.corpus import TRAINING
+    from train.features import Shard
+
+    paths = [p for name in TRAINING for p in sorted((work / "shards").glob(name + ".jsonl"))]
+    return [Shard(path) for path in paths]
 
 
 def _tokenizer(work: Path) -> Tokenizer:
     """Load the tokenizer, or learn it from the transcripts of the training shards."""
-    from train.corpus import TRAINING
-    from train.features import Shard
     from train.tokens import train_tokenizer
 
     path = work / "tokenizer.json"
     if not path.exists():
-        shards = [
-            Shard(p)
-            for pattern in TRAINING
-            for p in sorted((work / "shards").glob(pattern + ".jsonl"))
-        ]
+        shards = _training_shards(work)
         train_tokenizer(clip.text for shard in shards for clip in shard.clips).save(str(path))
     return Tokenizer.from_file(str(path))
 
 
 def corpus(options: argparse.Namespace) -> None:
     """Fetch the recordings, let the voices speak, write the shards and the tokenizer."""
-    from train.corpus import build
+    from train import phones
+    from train.corpus import PHONES, build
 
     build(options.work, options.processes)
+    shards = _training_shards(options.work)
+    phones.write(options.work / PHONES, (clip.text for shard in shards for clip in shard.clips))
     _tokenizer(options.work)
 
 
 def fit(options: argparse.Namespace) -> None:
     """Train, or go on training."""
-    from train.loop import Run, Settings
+    from train import loop
 
-    Run(options.work, _tokenizer(options.work), Settings(minutes=options.minutes)).train()
+    settings = loop.Settings(minutes=options.minutes, processes=options.processes)
+    loop.fit(options.work, _tokenizer(options.work), settings)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write the checkpoint from the last saved state of the training."""
+    from train import checkpoint, loop
+
+    checkpoint.write(options.checkpoint, loop.saved_model(options.work), _tokenizer(options.work))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure the written checkpoint, pick samples it gets right, draw the losses."""
+    from train import report
+
+    made = report.evaluate(options.work, options.checkpoint)
+    report.write_samples(options.work, options.checkpoint, made)
+    report.draw_losses(options.work, options.work / "losses.png")
+    for name, values in made["sets"].items():
+        print(name, values)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +86,11 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     stage(corpus).add_argument("--processes", type=int, default=2)
-    stage(fit).add_argument("--minutes", type=float, default=85.0, help="training time in all")
+    fitting = stage(fit)
+    fitting.add_argument("--minutes", type=float, default=66.0, help="training time in all")
+    fitting.add_argument("--processes", type=int, default=2)
+    for run in (export, evaluate):
+        stage(run).add_argument("--checkpoint", type=Path, required=True, help="its folder")
     return made
 
 

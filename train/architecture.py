@@ -63,7 +63,7 @@ TEXT: dict[str, Any] = {
 AUDIO: dict[str, Any] = {
     "model_type": "gemma4_audio",
     "hidden_size": 192,
-    "num_hidden_layers": 5,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "hidden_act": "silu",
     "subsampling_conv_channels": [128, 32],

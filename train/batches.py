@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from train.corpus import TRAINING
+from train.corpus import PHONES, TRAINING
 from train.features import MELS, Clip, Shard
+from train.phones import Pronunciations
 from train.recordings import guard
 from train.tokens import CONTROL, prompt_ids
 
-WEIGHTS = {"real": 0.20, "joined": 0.22, "voices": 0.54, "silence": 0.04}
-"""How often a clip of each kind of shard is drawn."""
+WEIGHTS = {"real": 0.26, "joined": 0.28, "hibari": 0.31, "other voices": 0.12, "silence": 0.03}
+"""How often a clip of each kind is drawn."""
 POOL = 512
 IGNORED = -100
 
@@ -33,10 +34,10 @@ class Batch:
         Prompt, transcript and end of turn.
     labels : Tensor, shape (clips, tokens)
         The token to follow each position, `IGNORED` outside the answer.
-    targets : Tensor, shape (all target tokens,)
-        The transcripts one after the other, for CTC.
+    targets : Tensor, shape (phones,)
+        The phones of the transcripts one after the other, for CTC.
     target_lengths, token_lengths : Tensor, shape (clips,)
-        Tokens of each transcript, and soft tokens of each clip.
+        Phones of each transcript, and soft tokens of each clip.
     """
 
     features: torch.Tensor
@@ -65,6 +66,7 @@ def collate(
     frames: list[np.ndarray],
     texts: list[str],
     tokenizer: Tokenizer,
+    pronunciations: Pronunciations,
     *,
     corruption: float = 0.0,
     generator: np.random.Generator | None = None,
@@ -78,6 +80,7 @@ def collate(
     features = np.zeros((len(frames), longest, MELS), dtype=np.float32)
     mask = np.zeros((len(frames), longest), dtype=bool)
     answers = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    phones = [pronunciations.numbers(text) for text in texts]
     rows, labels = [], []
     for number, (clip, answer) in enumerate(zip(frames, answers, strict=True)):
         features[number, : len(clip)] = clip
@@ -98,10 +101,16 @@ def collate(
         torch.from_numpy(mask),
         torch.tensor([row + [CONTROL["<pad>"]] * (length - len(row)) for row in rows]),
         torch.tensor([row + [IGNORED] * (length - len(row)) for row in labels]),
-        torch.tensor([token for answer in answers for token in answer], dtype=torch.long),
-        torch.tensor([len(answer) for answer in answers]),
+        torch.tensor([phone for said in phones for phone in said], dtype=torch.long),
+        torch.tensor([len(said) for said in phones]),
         torch.tensor([-(-len(clip) // 4) for clip in frames]),
     )
+
+
+def _kind(shard: str, clip: Clip) -> str:
+    if shard.startswith("voices"):
+        return "hibari" if clip.source == "hibari" else "other voices"
+    return shard
 
 
 class TrainingClips:
@@ -117,6 +126,7 @@ class TrainingClips:
 
     def __init__(self, work: Path, tokenizer: Tokenizer, frames: int, seed: int) -> None:
         self._tokenizer, self._budget = tokenizer, frames
+        self.pronunciations = Pronunciations(work / PHONES)
         self._generator = np.random.default_rng(seed)
         self._clips: dict[str, list[tuple[Shard, Clip]]] = {kind: [] for kind in WEIGHTS}
         paths = [
@@ -127,7 +137,8 @@ class TrainingClips:
         for path in paths:
             shard = Shard(path)
             guard(key for clip in shard.clips for key in clip.key.split("+"))
-            self._clips[path.stem.split("-")[0]] += [(shard, clip) for clip in shard.clips]
+            for clip in shard.clips:
+                self._clips[_kind(path.stem, clip)].append((shard, clip))
 
     @property
     def hours(self) -> dict[str, float]:
@@ -159,5 +170,10 @@ class TrainingClips:
                 ]
                 texts = [clip.text for _, clip in batches[number]]
                 yield collate(
-                    frames, texts, self._tokenizer, corruption=0.08, generator=self._generator
+                    frames,
+                    texts,
+                    self._tokenizer,
+                    self.pronunciations,
+                    corruption=0.08,
+                    generator=self._generator,
                 )

@@ -30,6 +30,7 @@ from train.voices import SAMPLE_RATE, SHARES, UNSEEN_VOICE, VOICES, Samples
 
 TRAINING = ("real", "joined", "voices-*", "silence")
 TESTS = ("held-out", "unseen-voice", "librivox", "no-speech")
+PHONES = "phones.json"
 VOICE_SHARDS, CLIPS_PER_SHARD = 14, 1_000
 COPIES = 10
 JOINED = 3_500

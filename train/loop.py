@@ -1,7 +1,9 @@
-"""Training: cross entropy of the decoder and CTC on the soft tokens, quantised in the second part.
+"""Training in three parts: the tower by CTC, then the decoder with it, then both quantised.
 
 The budget is a number of minutes, since the schedule must fit whatever machine there is. A run is
-saved every few minutes and goes on from there when started again.
+saved every few minutes and goes on from there when started again. Each process trains on batches of
+its own with one thread and the gradients are averaged: on a busy machine that wastes far less than
+threads that wait for each other in every operation.
 """
 
 from __future__ import annotations
@@ -10,13 +12,15 @@ import json
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
+from torch import distributed, multiprocessing, nn
 from torch.nn import functional
 
 from train.architecture import TEXT, new_model
@@ -24,26 +28,29 @@ from train.batches import IGNORED, Batch, TrainingClips
 from train.evaluate import error_rate, transcribe
 from train.fakequant import is_quantised, quantise
 from train.features import Shard
-from train.stem import speed_up
-from train.tokens import CONTROL, VOCABULARY
+from train.lean import speed_up
+from train.phones import BLANK
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a run is told."""
 
-    minutes: float = 85.0
-    quantised_from: float = 0.5  # share of the minutes after which weights are quantised
-    peak_rate: float = 2e-3
+    minutes: float = 66.0
+    # Shares of the minutes:
+    stem_until: float = 0.3  # until when the convolutions are trained, the slowest part
+    decoder_from: float = 0.3  # when the decoder joins the tower
+    quantised_from: float = 0.55  # when weights are quantised
+    peak_rate: float = 1.2e-3
     warm_up: float = 0.03
     last_rate: float = 0.02  # of the peak
     weight_decay: float = 0.01
-    ctc_weight: float = 0.5
-    batch_frames: int = 5_000
+    ctc_weight: float = 0.7
+    batch_frames: int = 2_600  # of each process
     seed: int = 1
     save_minutes: float = 3.0
     evaluate_minutes: float = 8.0
-    threads: int = 2
+    processes: int = 2
 
 
 def rate_at(progress: float, settings: Settings) -> float:
@@ -55,31 +62,59 @@ def rate_at(progress: float, settings: Settings) -> float:
     return settings.peak_rate * (low + (1 - low) * 0.5 * (1 + math.cos(angle)))
 
 
+def ctc_loss(ctc_head: nn.Linear, soft_tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return the CTC loss per phone of the valid soft tokens, one clip after the other."""
+    soft = torch.split(soft_tokens, batch.token_lengths.tolist())
+    scores = ctc_head(nn.utils.rnn.pad_sequence(list(soft))).log_softmax(-1)
+    loss = functional.ctc_loss(
+        scores,
+        batch.targets,
+        batch.token_lengths,
+        batch.target_lengths,
+        blank=BLANK,
+        reduction="sum",
+        zero_infinity=True,
+    )
+    return loss / batch.target_lengths.sum().clamp_min(1)
+
+
+def tower_loss(model: Any, ctc_head: nn.Linear, batch: Batch) -> torch.Tensor:
+    """Return the CTC loss without running the decoder."""
+    out = model.model.get_audio_features(batch.features, batch.mask)
+    return ctc_loss(ctc_head, out.pooler_output[out.attention_mask], batch)
+
+
 def losses(model: Any, ctc_head: nn.Linear, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross entropy of the answers and the CTC loss, both per target token."""
+    """Return the cross entropy of the answers per token, and the CTC loss per phone."""
+    kept = batch.labels.shape[1] - int((batch.labels != IGNORED).int().argmax(1).min())
     out = model.model(
         input_ids=batch.input_ids,
         input_features=batch.features,
         input_features_mask=batch.mask,
         use_cache=False,
+        logits_to_keep=kept,  # layers that share keys and values see the answers only
     )
-    answered = batch.labels != IGNORED
+    labels = batch.labels[:, -kept:]
+    answered = labels != IGNORED
     table = model.model.language_model.embed_tokens.weight
     cap = TEXT["final_logit_softcapping"]
     logits = torch.tanh(functional.linear(out.last_hidden_state[answered], table) / cap) * cap
-    entropy = functional.cross_entropy(logits, batch.labels[answered], label_smoothing=0.05)
-    soft = torch.split(out.audio_hidden_states, batch.token_lengths.tolist())
-    scores = ctc_head(nn.utils.rnn.pad_sequence(list(soft))).log_softmax(-1)
-    ctc = functional.ctc_loss(
-        scores,
-        batch.targets,
-        batch.token_lengths,
-        batch.target_lengths,
-        blank=CONTROL["<pad>"],
-        reduction="sum",
-        zero_infinity=True,
-    )
-    return entropy, ctc / batch.target_lengths.sum().clamp_min(1)
+    entropy = functional.cross_entropy(logits, labels[answered], label_smoothing=0.05)
+    return entropy, ctc_loss(ctc_head, out.audio_hidden_states, batch)
+
+
+def averaged(parameters: Sequence[nn.Parameter], values: list[float]) -> list[float]:
+    """Average gradients over the processes, and some values on the way."""
+    if not distributed.is_initialized():
+        return values
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor(values)])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    *parts, means = flat.split([*(gradient.numel() for gradient in gradients), len(values)])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+    return [float(mean) for mean in means]
 
 
 class Run:
@@ -91,13 +126,17 @@ class Run:
         The work folder; shards are read from it, the state and the log go to its `run` folder.
     """
 
-    def __init__(self, work: Path, tokenizer: Tokenizer, settings: Settings) -> None:
+    def __init__(self, work: Path, tokenizer: Tokenizer, settings: Settings, rank: int = 0) -> None:
+        self.rank = rank
         self.settings, self.tokenizer, self.work = settings, tokenizer, work
         self.folder = work / "run"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.model = new_model(settings.seed)
         speed_up(self.model)
-        self.ctc_head = nn.Linear(TEXT["hidden_size"], VOCABULARY)
+        self.clips = TrainingClips(
+            work, tokenizer, settings.batch_frames, settings.seed + 1_000 * rank
+        )
+        self.ctc_head = nn.Linear(TEXT["hidden_size"], len(self.clips.pronunciations))
         self.seconds, self.step = 0.0, 0
         self.optimiser = self._new_optimiser()
         if (self.folder / "state.pt").exists():
@@ -116,7 +155,7 @@ class Run:
             {"params": decayed, "weight_decay": self.settings.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98))
+        return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
 
     def _quantise(self) -> None:
         before = {id(parameter) for parameter in self.model.model.parameters()}
@@ -124,8 +163,15 @@ class Run:
         scales = [p for p in self.model.model.parameters() if id(p) not in before]
         self.optimiser.add_param_group({"params": scales, "weight_decay": 0.0})
 
+    def _freeze_stem(self, frozen: bool) -> None:
+        stem = self.model.model.audio_tower.subsample_conv_projection
+        for layer in (stem.layer0, stem.layer1):
+            layer.requires_grad_(not frozen)
+
     def save(self) -> None:
         """Write the state; an interrupted write leaves the last one."""
+        if self.rank:
+            return
         state = {
             "model": self.model.model.state_dict(),
             "ctc_head": self.ctc_head.state_dict(),
@@ -148,25 +194,38 @@ class Run:
 
     def log(self, **values: Any) -> None:
         """Append a line to the log."""
+        if self.rank:
+            return
         line = {"step": self.step, "minutes": round(self.seconds / 60, 2), **values}
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def update(self, batch: Batch) -> tuple[float, float]:
-        """Take one step; return the two losses."""
+    def update(self, batch: Batch) -> list[float]:
+        """Take one step; return the two losses and the seconds, means over the processes."""
+        started = time.monotonic()
         self.model.train()
         for group in self.optimiser.param_groups:
             group["lr"] = rate_at(self.progress, self.settings)
-        entropy, ctc = losses(self.model, self.ctc_head, batch)
+        self._freeze_stem(self.progress >= self.settings.stem_until)
+        if self.progress < self.settings.decoder_from:
+            ctc = tower_loss(self.model, self.ctc_head, batch)
+            entropy = torch.zeros(())
+        else:
+            entropy, ctc = losses(self.model, self.ctc_head, batch)
         self.optimiser.zero_grad(set_to_none=True)
         (entropy + self.settings.ctc_weight * ctc).backward()
-        nn.utils.clip_grad_norm_([*self.model.model.parameters(), *self.ctc_head.parameters()], 1.0)
+        parameters = [*self.model.model.parameters(), *self.ctc_head.parameters()]
+        measured = averaged(parameters, [entropy.item(), ctc.item(), time.monotonic() - started])
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimiser.step()
         self.step += 1
-        return entropy.item(), ctc.item()
+        self.seconds += measured[2]
+        return measured
 
     def evaluate(self) -> None:
         """Log the word error rate on every second held-out prompt."""
+        if self.rank or self.progress < self.settings.decoder_from:
+            return
         shard = Shard(self.work / "shards" / "held-out")
         clips = shard.clips[::2]
         said = [transcribe(self.model, self.tokenizer, shard.frames(clip)) for clip in clips]
@@ -176,21 +235,14 @@ class Run:
 
     def train(self) -> None:
         """Train until the minutes are spent."""
-        torch.set_num_threads(self.settings.threads)
-        clips = TrainingClips(
-            self.work, self.tokenizer, self.settings.batch_frames, self.settings.seed + self.step
-        )
-        self.log(hours=clips.hours)
+        self.log(hours=self.clips.hours)
         recent: deque[tuple[float, float, float, int]] = deque(maxlen=50)
         saved = evaluated = self.seconds
-        for batch in clips:
-            started = time.monotonic()
+        for batch in self.clips:
             if self.progress >= self.settings.quantised_from and not is_quantised(self.model):
                 self._quantise()
-            entropy, ctc = self.update(batch)
-            spent = time.monotonic() - started
-            self.seconds += spent
-            recent.append((entropy, ctc, spent, len(batch.mask)))
+            entropy, ctc, spent = self.update(batch)
+            recent.append((entropy, ctc, spent, len(batch.mask) * self.settings.processes))
             if self.step % 50 == 0:
                 entropies, ctcs, seconds, counts = map(sum, zip(*recent, strict=True))
                 self.log(
@@ -208,3 +260,32 @@ class Run:
             if self.progress >= 1:
                 break
         self.evaluate()
+
+
+def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method="tcp://127.0.0.1:29501",
+        rank=rank,
+        world_size=settings.processes,
+        timeout=timedelta(hours=1),
+    )
+    Run(work, Tokenizer.from_str(tokenizer), settings, rank).train()
+    distributed.destroy_process_group()
+
+
+def fit(work: Path, tokenizer: Tokenizer, settings: Settings) -> None:
+    """Train in several processes until the minutes are spent."""
+    arguments = (work, tokenizer.to_str(), settings)
+    multiprocessing.spawn(_worker, arguments, nprocs=settings.processes)
+
+
+def saved_model(work: Path) -> Any:
+    """Load the model of the last saved state."""
+    state = torch.load(work / "run" / "state.pt", weights_only=True)
+    model = new_model(0)
+    if state["quantised"]:
+        quantise(model)
+    model.model.load_state_dict(state["model"])
+    return model

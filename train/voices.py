@@ -46,7 +46,8 @@ def _spoken_by(command: list[str]) -> Samples:
 
 
 @cache
-def _hibari() -> Any:
+def hibari_engine() -> Any:
+    """Load Hibari, once."""
     from hibari import Hibari
 
     return Hibari(threads=1)
@@ -54,7 +55,7 @@ def _hibari() -> Any:
 
 def hibari(text: str, speed: float) -> Samples:
     """Speak with Hibari's American voice."""
-    engine = _hibari()
+    engine = hibari_engine()
     return resampled(engine(text, speed=speed), engine.sample_rate)
 
 

@@ -1,0 +1,139 @@
+"""The report on a checkpoint: error rates by set, samples it gets right, the loss curve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from tokenizers import Tokenizer
+
+from train.checkpoint import load
+from train.corpus import TESTS
+from train.evaluate import errors_and_words, transcribe
+from train.features import Shard
+from train.recordings import divided, prompts
+from train.voices import SAMPLE_RATE
+
+RESAMPLES = 2_000
+SAMPLES = 8
+SAMPLE_SECONDS = (2.0, 6.5)
+
+
+def interval(counts: Sequence[tuple[int, int]], seed: int = 0) -> tuple[float, float]:
+    """Give the 95 % interval of an error rate by resampling the clips.
+
+    Parameters
+    ----------
+    counts : sequence of (errors, words)
+        One pair per clip.
+    """
+    table = np.array(counts)
+    drawn = np.random.default_rng(seed).integers(0, len(table), (RESAMPLES, len(table)))
+    errors, words = table[drawn].sum(axis=1).T
+    low, high = np.percentile(errors / np.maximum(words, 1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def measured(lines: Sequence[dict[str, str]]) -> dict[str, Any]:
+    """Summarise the transcripts of a set with words in it."""
+    counts = [errors_and_words(line["reference"], line["hypothesis"]) for line in lines]
+    errors, words = np.array(counts).sum(axis=0).tolist()
+    return {
+        "wer": round(errors / words, 4),
+        "interval_95": [round(bound, 4) for bound in interval(counts)],
+        "errors": errors,
+        "words": words,
+        "clips": len(lines),
+        "clips_right": sum(wrong == 0 for wrong, _ in counts),
+    }
+
+
+def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
+    """Transcribe every test set with the stored checkpoint; write `eval.json` beside it."""
+    model = load(checkpoint)
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    report: dict[str, Any] = {"decoding": "greedy", "sets": {}, "transcripts": {}}
+    for name in TESTS:
+        shard = Shard(work / "shards" / name)
+        lines = [
+            {
+                "key": clip.key,
+                "seconds": round(clip.frames / 100, 2),
+                "reference": clip.text,
+                "hypothesis": transcribe(model, tokenizer, shard.frames(clip)),
+            }
+            for clip in shard.clips
+        ]
+        if name == "no-speech":
+            false = sum(bool(line["hypothesis"]) for line in lines)
+            report["sets"][name] = {"clips": len(lines), "clips_with_words": false}
+        else:
+            report["sets"][name] = measured(lines)
+        report["transcripts"][name] = lines
+    longer = [
+        line for line in report["transcripts"]["held-out"] if len(line["reference"].split()) > 2
+    ]
+    report["sets"]["held-out, three words or more"] = measured(longer)
+    (checkpoint / "eval.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def write_samples(work: Path, checkpoint: Path, report: dict[str, Any]) -> None:
+    """Copy some held-out recordings that are transcribed without an error to `samples`."""
+    folder = checkpoint / "samples"
+    folder.mkdir(exist_ok=True)
+    recordings = {recording.key: recording for recording in divided(prompts(work))[1]}
+    shortest, longest = SAMPLE_SECONDS
+    right = [
+        line
+        for line in report["transcripts"]["held-out"]
+        if line["reference"] == line["hypothesis"] and shortest <= line["seconds"] <= longest
+    ]
+    right.sort(key=lambda line: -len(set(line["reference"].split())))
+    listed, openings = [], set()
+    for line in right:
+        opening = line["reference"].split()[0:2]
+        if len(listed) < SAMPLES and tuple(opening) not in openings:
+            openings.add(tuple(opening))
+            file = line["key"].replace("/", "_") + ".flac"
+            soundfile.write(folder / file, recordings[line["key"]].samples(), SAMPLE_RATE)
+            listed.append({"file": file, "key": line["key"], "text": line["reference"]})
+    (folder / "samples.json").write_text(json.dumps(listed, indent=1) + "\n")
+
+
+def draw_losses(work: Path, picture: Path) -> None:
+    """Draw the losses and the word error rate over the minutes of training."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    lines = [json.loads(line) for line in (work / "run" / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "ctc" in line]
+    tests = [line for line in lines if "held_out_wer" in line]
+    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
+    axes.plot(
+        [line["minutes"] for line in steps], [line["ctc"] for line in steps], label="CTC, per phone"
+    )
+    decoding = [line for line in steps if line["entropy"] > 0]
+    axes.plot(
+        [line["minutes"] for line in decoding],
+        [line["entropy"] for line in decoding],
+        label="cross entropy, per token",
+    )
+    axes.plot(
+        [line["minutes"] for line in tests],
+        [line["held_out_wer"] for line in tests],
+        "o-",
+        label="word error rate, half of the held-out prompts",
+    )
+    quantised = [line["minutes"] for line in tests if line["quantised"]]
+    if quantised:
+        axes.axvspan(quantised[0], steps[-1]["minutes"], alpha=0.1, label="quantised")
+    axes.set(xlabel="minutes of training", ylim=(0, None))
+    axes.legend(fontsize=8)
+    figure.savefig(picture, dpi=100)
