@@ -134,7 +134,8 @@ def _print(found: dict[str, Any]) -> None:
     rows = [(k.replace("_bytes", ""), _shown(k, v)) for k, v in machine.items()]
     console.table(("machine", ""), rows)
     console.out()
-    console.table(("kernels", ""), kernels.items())
+    shown = {k: v for k, v in kernels.items() if k != "features"}  # a screenful; --json has it
+    console.table(("kernels", ""), shown.items())
     wrong = [t for t in found["self_test"] if not t["fine"]]
     console.out(f"self-test: {len(found['self_test']) - len(wrong)} agree, {len(wrong)} do not")
     for test in wrong:
