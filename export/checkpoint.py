@@ -39,7 +39,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 FLOATS = ("BF16", "F16", "F32")
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 4 << 20  # larger ones leave the processor's cache while they are rounded
 _HEADER_LIMIT = 100_000_000  # what the format allows
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

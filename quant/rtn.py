@@ -7,6 +7,8 @@ than with the plain scale ``max|w| / (2**(bits-1) - 1)``; NaN and infinity are r
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,9 @@ U8 = npt.NDArray[np.uint8]
 # near 0.7; the fit by least squares then moves each group to its own optimum.
 SHARES = {2: (1.0, 0.75, 0.55, 0.42, 0.33, 0.26), 4: (1.0, 0.88, 0.76, 0.65), 8: (1.0, 0.95)}
 FITS = 2
+SLICE = 1 << 18
+"""Weights searched at a time: what they need stays in the cache, twice as fast as a whole tensor."""
+THREADS = len(os.sched_getaffinity(0))
 
 
 class Quantized(NamedTuple):
@@ -66,7 +71,21 @@ def quantize(
         row, column = np.argwhere(~np.isfinite(w))[0]
         raise CheckpointError(f"{name}: {w[row, column]} at row {row}, column {column}")
     groups = np.ascontiguousarray(w).reshape(n * (k // block), block)
-    codes, scale, zero = _search(groups, bits, asymmetric)
+    codes = np.empty(groups.shape, np.uint8)
+    scale, zero = np.empty(len(groups), np.float32), np.empty(len(groups), np.uint8)
+    step = max(1, SLICE // block)
+
+    def search(start: int) -> None:
+        part = slice(start, start + step)
+        codes[part], scale[part], zero[part] = _search(groups[part], bits, asymmetric)
+
+    starts = range(0, len(groups), step)
+    if len(starts) > 1:  # numpy lets go of the interpreter inside its loops
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(search, starts))
+    else:
+        for start in starts:
+            search(start)
     return Quantized(codes.reshape(n, k), scale.reshape(n, -1), zero.reshape(n, -1))
 
 
