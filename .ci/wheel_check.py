@@ -30,7 +30,8 @@ def faults(names: list[str]) -> list[str]:
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     if tops != PACKAGES:
         found.append(f"top-level names: got {sorted(tops)}; want {sorted(PACKAGES)}")
-    if tests := [name for name in names if "test" in name.lower()]:
+    tests = [n for n in names if "tests/" in n or Path(n).name.startswith(("test_", "conftest"))]
+    if tests:
         found.append(f"test files: {tests}")
     data = [p for p in (ROOT / "edgegemma/data").rglob("*") if p.is_file()]
     wanted = {DEMO} | {str(p.relative_to(ROOT)) for p in data if "__pycache__" not in p.parts}
