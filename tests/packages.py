@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import AttributeProto, TensorProto
 
 from edgegemma.config import FULL, SLIDING, ModelConfig
 from export.audio import build_audio_encoder
@@ -103,3 +104,35 @@ def edit_graph(folder: Path, name: str, edit: Callable[[onnx.ModelProto], object
     edit(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
     sign(folder)
+
+
+def tensor(model: onnx.ModelProto, name: str) -> TensorProto:
+    (found,) = (t for t in model.graph.initializer if t.name == name)
+    assert isinstance(found, TensorProto)
+    return found
+
+
+def external(model: onnx.ModelProto) -> TensorProto:
+    """Give the first tensor in a data file."""
+    found = next(t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL)
+    assert isinstance(found, TensorProto)
+    return found
+
+
+def entry(proto: TensorProto, key: str) -> onnx.StringStringEntryProto:
+    (found,) = (e for e in proto.external_data if e.key == key)
+    assert isinstance(found, onnx.StringStringEntryProto)
+    return found
+
+
+def node(model: onnx.ModelProto, op: str) -> onnx.NodeProto:
+    """Give the first call of an op or function."""
+    found = next(n for n in model.graph.node if n.op_type == op)
+    assert isinstance(found, onnx.NodeProto)
+    return found
+
+
+def attribute(model: onnx.ModelProto, op: str, name: str) -> AttributeProto:
+    (found,) = (a for a in node(model, op).attribute if a.name == name)
+    assert isinstance(found, AttributeProto)
+    return found

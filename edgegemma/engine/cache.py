@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgegemma.engine.memory import zeros
 from edgegemma.errors import InputError
 from edgegemma.kernels.kvcache import KV
 
@@ -141,15 +142,15 @@ class KVCache:
 
 
 def _zeros(layout: Layout, capacity: int, kind: Kind) -> KV:
-    # Untouched pages of zeros take no memory, and a row not yet written holds no NaN.
+    # Zeros: a row not yet written holds no NaN.
     shape = (capacity, layout.kv_heads, layout.head_dim)
     dtype: Any = np.int8 if kind == "int8" else np.float32
     scales = (capacity, layout.kv_heads) if kind == "int8" else (0, 0)
     return KV(
-        np.zeros(shape, dtype),
-        np.zeros(shape, dtype),
-        np.zeros(scales, np.float32),
-        np.zeros(scales, np.float32),
+        zeros("cache", shape, dtype),
+        zeros("cache", shape, dtype),
+        zeros("cache", scales, np.float32),
+        zeros("cache", scales, np.float32),
     )
 
 

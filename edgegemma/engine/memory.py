@@ -7,6 +7,12 @@ import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgegemma.errors import BudgetError
 
 _CPUS = Path("/sys/devices/system/cpu")
 _STATUS = Path("/proc/self/status")
@@ -33,6 +39,22 @@ class Ledger:
     audio_state: int
     resident: int
     peak: int
+
+
+def zeros(what: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Give zeros, of which untouched pages take no memory.
+
+    Raises
+    ------
+    BudgetError
+        There is no room. Some of the sizes are the package's own words.
+    """
+    try:
+        return np.zeros(shape, dtype)
+    except (MemoryError, ValueError) as error:  # ValueError: more than an array can be
+        raise BudgetError(
+            f"{what}: no memory for {np.dtype(dtype)} {list(shape)}; want a smaller context"
+        ) from error
 
 
 def resident_bytes() -> int:

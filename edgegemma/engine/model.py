@@ -267,7 +267,9 @@ class Model(ABC):
             for part in ("key", "value"):
                 shapes[f"layers.{layer}.{part}"] = (1, audio.window - 1, width)
             shapes[f"layers.{layer}.conv"] = (1, audio.conv_kernel_size - 1, width)
-        return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        return {
+            name: memory.zeros("audio state", shape, np.float32) for name, shape in shapes.items()
+        }
 
 
 def open_model(

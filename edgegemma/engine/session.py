@@ -64,7 +64,8 @@ class EngineModel(Model):
         pool.use(self.threads)  # Numba keeps the number for each calling thread
         steps = self._programs[name].plan(outputs)
         self.counters.read_bytes.update(steps.reads())
-        with pool.lock:
+        # The numbers are the package's: an infinite product is its business, not worth a warning.
+        with pool.lock, np.errstate(all="ignore"):
             return steps.run(feeds, state)
 
     def _embed(self, ids: I64) -> tuple[F32, F32]:

@@ -1,0 +1,171 @@
+"""The glue ops against ONNX's own reference, and the plans made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from edgegemma.engine import abi, plan
+from edgegemma.engine.graph import Graph, Node
+from edgegemma.engine.ops import FAILURES, OPS
+
+X = np.arange(24, dtype=np.float32).reshape(1, 6, 4)
+Array = NDArray[Any]
+
+
+def ints(*values: int) -> Array:
+    return np.array(values, np.int64)
+
+
+CASES: list[tuple[str, dict[str, Any], list[Array], int]] = [
+    ("Cast", {"to": TensorProto.INT64}, [X], 1),
+    ("Cast", {"to": TensorProto.FLOAT}, [ints(1, 2)], 1),
+    ("Constant", {"value_int": 7}, [], 1),
+    ("Constant", {"value_ints": [1, 2]}, [], 1),
+    ("Constant", {"value_float": 0.5}, [], 1),
+    ("Constant", {"value_floats": [0.5]}, [], 1),
+    ("Identity", {}, [X], 1),
+    ("Neg", {}, [X], 1),
+    ("Neg", {}, [np.array(3, np.int64)], 1),
+    ("Reshape", {"allowzero": 0}, [X, ints(0, 0, 2, 2)], 1),
+    ("Reshape", {}, [X, ints(-1)], 1),
+    ("Slice", {}, [X, ints(-2), ints(2**63 - 1), ints(1)], 1),
+    ("Slice", {}, [X, ints(0, 1), ints(1, 3)], 1),
+    ("Slice", {}, [X, ints(1), ints(-1), ints(-1), ints(1)], 1),
+    ("Split", {"axis": 1}, [X, ints(1, 2, 3)], 3),
+    ("Split", {}, [X, ints(1)], 1),
+    ("Squeeze", {}, [X, ints(0)], 1),
+    ("Unsqueeze", {}, [X, ints(0, -1)], 1),
+]
+
+
+@pytest.mark.parametrize(("op", "attributes", "inputs", "count"), CASES)
+def test_an_op_gives_what_onnx_says(
+    op: str, attributes: dict[str, Any], inputs: list[Array], count: int
+) -> None:
+    names = [f"i{i}" for i in range(len(inputs))]
+    outputs = [f"o{i}" for i in range(count)]
+    node = helper.make_node(op, names, outputs, **attributes)
+    infos = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
+        for n, x in zip(names, inputs, strict=True)
+    ]
+    results = [helper.make_tensor_value_info(n, TensorProto.UNDEFINED, None) for n in outputs]
+    model = helper.make_model(
+        helper.make_graph([node], "g", infos, results),
+        opset_imports=[helper.make_opsetid("", abi.OPSETS[""])],
+    )
+    want = ReferenceEvaluator(model).run(None, dict(zip(names, inputs, strict=True)))
+    got = OPS[op](attributes, inputs)
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_every_glue_op_is_there_and_tested() -> None:
+    assert set(OPS) == abi.GLUE == {case[0] for case in CASES}
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "inputs"),
+    [
+        ("Cast", {"to": TensorProto.BFLOAT16}, [X]),
+        ("Cast", {}, [X]),
+        ("Cast", {"to": 99}, [X]),
+        ("Constant", {"value_string": b"x"}, []),
+        ("Constant", {"value_int": 1, "value_float": 1.0}, []),
+        ("Constant", {}, []),
+        ("Neg", {}, []),
+        ("Reshape", {}, [X, ints(5, 5)]),
+        ("Reshape", {}, [X, ints(1, 1, 1, 1, 0)]),
+        ("Reshape", {}, [X, ints(2**62, 2**62)]),
+        ("Reshape", {}, [X, X]),
+        ("Slice", {}, [X, ints(0), ints(9), ints(0), ints(2)]),
+        ("Slice", {}, [X, ints(0), ints(9), ints(7)]),
+        ("Slice", {}, [X, ints(0), ints(9, 9)]),
+        ("Split", {"axis": 1}, [X, ints(1, 2)]),
+        ("Split", {"axis": 1}, [X, ints(7, -1)]),
+        ("Split", {"axis": 9}, [X, ints(1)]),
+        ("Split", {}, [X]),
+        ("Squeeze", {}, [X, ints(1)]),
+        ("Squeeze", {}, [X, ints(-9)]),
+        ("Unsqueeze", {}, [X, ints(0, 0)]),
+    ],
+)
+def test_values_that_do_not_fit_fail_as_expected(
+    op: str, attributes: dict[str, Any], inputs: list[Array]
+) -> None:
+    with pytest.raises(FAILURES):
+        OPS[op](attributes, inputs)
+
+
+def test_a_cast_of_nothing_real_is_silent() -> None:
+    (got,) = OPS["Cast"]({"to": TensorProto.INT64}, [np.array([np.nan, np.inf], np.float32)])
+    assert got.dtype == np.int64
+
+
+# Plans
+
+
+def graph_of(nodes: Sequence[Node]) -> Graph:
+    return Graph("g.onnx", abi.IR_VERSION, abi.OPSETS, {}, {}, tuple(nodes), {}, {})
+
+
+def chain() -> plan.Plan:
+    """x → a → b → c and x → d; c wants b and a."""
+    edges = [("a", ["x"]), ("b", ["a"]), ("d", ["x"]), ("c", ["b", "a"])]
+    nodes = [Node("Sum", "", name, tuple(given), (name,), {}) for name, given in edges]
+    calls = [
+        plan.Call(node, node.inputs, lambda values, state: [sum(values) + state], reads={"w": 10})
+        for node in nodes
+    ]
+    return plan.make(graph_of(nodes), calls, ["c"])
+
+
+def test_only_what_the_outputs_need_is_run() -> None:
+    assert [step.call.node.name for step in chain().steps] == ["a", "b", "c"]
+
+
+def test_values_are_freed_after_their_last_use() -> None:
+    assert [step.frees for step in chain().steps] == [("x",), (), ("a", "b")]
+
+
+def test_a_plan_gives_its_outputs_and_what_it_reads() -> None:
+    feeds = {"x": 1}
+    assert chain().run(feeds, 100) == [402]
+    assert feeds == {"x": 1}
+    assert chain().reads() == {"w": 30}
+
+
+def test_an_output_that_is_an_input_needs_no_step() -> None:
+    assert plan.make(graph_of([]), [], ["x"]).run({"x": 5}) == [5]
+
+
+def test_a_call_runs_after_those_whose_cache_it_reads() -> None:
+    nodes = [Node("L", "edgegemma", name, (), (name,), {}) for name in ("writes", "reads")]
+    ran: list[str] = []
+
+    def run(name: str) -> plan.Run:
+        def note(values: Sequence[Any], state: Any) -> Sequence[Any]:
+            ran.append(name)
+            return [name]
+
+        return note
+
+    calls = [
+        plan.Call(nodes[0], (), run("writes")),
+        plan.Call(nodes[1], (), run("reads"), after=("writes",)),
+    ]
+    plan.make(graph_of(nodes), calls, ["reads"]).run({})
+    assert ran == ["writes", "reads"]
+
+
+def test_opset_23_is_known_to_this_onnx() -> None:
+    assert onnx.defs.onnx_opset_version() >= abi.OPSETS[""]
