@@ -87,15 +87,8 @@ class OrtModel(Model):
         return self._sessions[name]
 
     def _run(self, name: str, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
-        """Run a graph for some of its outputs.
-
-        By itself onnxruntime runs every node whatever is fetched. With ``only_execute_path_to_fetches``
-        a chunk of prefill leaves out the layers that share K/V, the last norm and the head, as our
-        engine does.
-        """
         session, options = self._session(name), onnxruntime.RunOptions()
         options.log_severity_level = SEVERITY_ERROR
-        options.only_execute_path_to_fetches = True
         return _guarded(name, lambda: list(session.run(list(outputs), dict(feeds), options)))
 
     def _embed(self, ids: I64) -> tuple[F32, F32]:
@@ -121,11 +114,14 @@ class OrtModel(Model):
         if not isinstance(cache, OrtCache):
             raise InputError("forward: got the cache of another executor; want this model's")
         stop = cache.length + len(embeds)
+        # onnxruntime runs every node whatever is fetched (``only_execute_path_to_fetches`` works in
+        # training builds only, microsoft/onnxruntime#16013). So a chunk without logits runs the
+        # tail too, but over one position instead of all; 0 would cut nothing.
         feeds = {
             "inputs_embeds": embeds[None],
             "per_layer_inputs": per_layer[None],
             "position_ids": np.arange(cache.length, stop, dtype=np.int64)[None],
-            "num_logits_to_keep": np.array(keep, np.int64),
+            "num_logits_to_keep": np.array(max(keep, 1), np.int64),
             **{f"past_key_values.{name}": array for name, array in cache.arrays.items()},
         }
         outputs = [f"present.{name}" for name in cache.arrays] + (["logits"] if keep else [])
