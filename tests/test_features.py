@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from edgegemma.audio import features
 from edgegemma.audio.encoder import AudioModel, AudioStream, encode
 from edgegemma.config import ModelConfig
+from edgegemma.engine.model import open_model
 from edgegemma.errors import InputError
-from tests.conftest import Golden
+from tests.conftest import Exporter, Golden
 from tests.fake_model import HIDDEN, FakeModel, FakePackage
 
 F32 = NDArray[np.float32]
@@ -153,10 +154,13 @@ def test_a_model_without_ears_is_refused() -> None:
         AudioStream(FakeModel(package))
 
 
-def test_the_engine_gives_the_bits_of_one_pass_for_any_cut(request: pytest.FixtureRequest) -> None:
-    pytest.importorskip("export.pipeline")
-    engine = pytest.importorskip("edgegemma.engine.model")
-    model = engine.open_model(request.getfixturevalue("package")("e2b", "float"))
+@pytest.mark.parametrize(
+    ("variant", "preset"), [("e2b", "float"), ("e2b-qat-mobile", "qat-mobile")]
+)
+def test_the_engine_gives_the_bits_of_one_pass_for_any_cut(
+    package: Exporter, variant: str, preset: str
+) -> None:
+    model = open_model(package(variant, preset))
     rng = np.random.default_rng(5)
     for samples in (161, 4000, 20_011):
         for _ in range(3):
