@@ -47,14 +47,12 @@ class Agreement:
     what: str
     correlation: float
     max_error: float
-    same_best: float
-    """Share of positions with the same best token; 1 where there are no tokens."""
+    same_best: float | None
+    """Share of positions with the same best token; None where there are no tokens."""
 
     def __str__(self) -> str:
-        return (
-            f"correlation {self.correlation:.6f}, largest difference {self.max_error:.2g}, "
-            f"same best token {self.same_best:.0%}"
-        )
+        text = f"correlation {self.correlation:.6f}, largest difference {self.max_error:.2g}"
+        return text if self.same_best is None else f"{text}, same best token {self.same_best:.0%}"
 
 
 @dataclass
@@ -185,16 +183,25 @@ def _soft_tokens(model: Model, features: F32) -> F32:
 
 
 def agreement(what: str, one: F32, other: F32) -> Agreement:
-    """Measure how far two results agree; a result that is not finite correlates with nothing."""
+    """Measure how far two results agree; one that is not finite agrees with nothing.
+
+    Parameters
+    ----------
+    what : str
+        Begins with "logits" where the last axis is tokens.
+    """
     a, b = one.astype(np.float64).reshape(-1), other.astype(np.float64).reshape(-1)
     if not (np.isfinite(a).all() and np.isfinite(b).all()) or a.shape != b.shape:
-        return Agreement(what, 0.0, np.inf, 0.0)
-    centered = a - a.mean(), b - b.mean()
-    norms = np.linalg.norm(centered[0]) * np.linalg.norm(centered[1])
-    same = a.size > 0 and np.array_equal(a, b)
-    correlation = 1.0 if same or norms == 0 else float(centered[0] @ centered[1] / norms)
+        return Agreement(what, 0.0, np.inf, None)
+    if np.array_equal(a, b):
+        correlation = 1.0
+    else:
+        x, y = a - a.mean(), b - b.mean()
+        correlation = float(
+            x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), np.finfo(float).tiny)
+        )
     tokens = what.startswith("logits")
-    best = float(np.mean(one.argmax(-1) == other.argmax(-1))) if tokens else 1.0
+    best = float(np.mean(one.argmax(-1) == other.argmax(-1))) if tokens else None
     return Agreement(what, correlation, float(np.abs(a - b).max(initial=0.0)), best)
 
 
