@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
-from numba.core import types
+from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
+from edgegemma.kernels import codes, floats  # noqa: F401 - their kernels are called by name
+from edgegemma.kernels.late import call, ready
+from edgegemma.kernels.simd import plain
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -138,10 +140,27 @@ def _clipped_linear(x: Any, w: Any, clip: Any, y: Any) -> None:
 def _overload_linear(x, w, y):  # type: ignore[no-untyped-def]
     kind = getattr(w, "instance_class", None)
     if kind is CodeMatrix:
-        return lambda x, w, y: _codes(x, w.codes, w.scale, w.activation, w.bits, w.block, y)
+        return _call_codes
     if kind is FloatMatrix:
-        return lambda x, w, y: _rows(x, w.rows, w.activation, y)
+        half = w.types[0].dtype != types.float32
+        return _call_bfloat16 if half else _call_float32
     return None
+
+
+def _call_codes(x, w, y):  # type: ignore[no-untyped-def]
+    packed, scale, activation = plain(w.codes), plain(w.scale), plain(w.activation)
+    address = ready("codes")
+    call("codes", address, (plain(x), packed, scale, activation, w.bits, w.block, plain(y)))
+
+
+def _call_float32(x, w, y):  # type: ignore[no-untyped-def]
+    address = ready("rows_float32")
+    call("rows_float32", address, (plain(x), plain(w.rows), plain(w.activation), plain(y)))
+
+
+def _call_bfloat16(x, w, y):  # type: ignore[no-untyped-def]
+    address = ready("rows_bfloat16")
+    call("rows_bfloat16", address, (plain(x), plain(w.rows), plain(w.activation), plain(y)))
 
 
 @overload(_clipped_linear)
@@ -176,95 +195,3 @@ def _clamp(x, low, high, y):  # type: ignore[no-untyped-def]
         if v > high:
             v = high
         y[i] = v
-
-
-@njit(cache=True)
-def _fake(v, scale):  # type: ignore[no-untyped-def]
-    """Round to the static int8 grid; NaN stays NaN, a scale of 0 leaves v."""
-    if scale == np.float32(0.0):
-        return v
-    v = np.rint(v / scale)
-    if v > np.float32(127.0):
-        v = np.float32(127.0)
-    if v < np.float32(-128.0):
-        v = np.float32(-128.0)
-    return v * scale
-
-
-@njit(cache=True)
-def _quantize(x, static, block, q, s):  # type: ignore[no-untyped-def]
-    """Quantize one row to int8 q [K] with a scale for each block s [K/block]."""
-    for b in range(s.size):
-        scale = static
-        top = np.float32(0.0)
-        for i in range(b * block, (b + 1) * block):
-            v = abs(x[i])
-            if v > top or v != v:
-                top = v
-                if v != v:
-                    break
-        if static == np.float32(0.0):
-            scale = top / np.float32(127.0)
-        for i in range(b * block, (b + 1) * block):
-            v = np.float32(0.0)
-            if scale > np.float32(0.0):
-                v = np.rint(x[i] / scale)
-            if v > np.float32(127.0):
-                v = np.float32(127.0)
-            if v < np.float32(-128.0):
-                v = np.float32(-128.0)
-            q[i] = np.int32(v) if v == v else 0
-        s[b] = scale if top == top else np.float32(np.nan)
-
-
-@njit(cache=True, parallel=True)
-def _codes(x, codes, scale, activation, bits, block, y):  # type: ignore[no-untyped-def]
-    m_rows, k = x.shape
-    blocks = k // block
-    q = np.empty((m_rows, k), np.int8)
-    s = np.empty((m_rows, blocks), np.float32)
-    for m in range(m_rows):
-        _quantize(x[m], activation[0], block, q[m], s[m])
-    per_row = scale.shape[1] == 1
-    mask = (1 << bits) - 1
-    middle = 1 << (bits - 1)
-    per_byte = 8 // bits
-    for n in prange(codes.shape[0]):
-        for m in range(m_rows):
-            total = np.float32(0.0)
-            for b in range(blocks):
-                dot = np.int32(0)
-                for i in range(b * block, (b + 1) * block):
-                    byte = np.int32(codes[n, i // per_byte])
-                    code = (byte >> (bits * (i % per_byte))) & mask
-                    dot += np.int32(code - middle) * np.int32(q[m, i])
-                w = scale[n, 0 if per_row else b]
-                total += np.float32(dot) * s[m, b] * w
-            y[m, n] = _fake(total, activation[1])
-
-
-@njit(cache=True, parallel=True)
-def _rows(x, rows, activation, y):  # type: ignore[no-untyped-def]
-    m_rows, k = x.shape
-    fake = np.empty_like(x)
-    for m in range(m_rows):
-        for i in range(k):
-            fake[m, i] = _fake(x[m, i], activation[0])
-    for n in prange(rows.shape[0]):
-        row = _float_row(rows[n])
-        for m in range(m_rows):
-            total = np.float32(0.0)
-            for i in range(k):
-                total += fake[m, i] * row[i]
-            y[m, n] = _fake(total, activation[1])
-
-
-def _float_row(row: Any) -> Any:
-    """Give a row as float32."""
-
-
-@overload(_float_row)
-def _overload_float_row(row):  # type: ignore[no-untyped-def]
-    if row.dtype == types.float32:
-        return lambda row: row
-    return lambda row: (row.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -1,0 +1,95 @@
+"""Multiply by float32 or bfloat16 rows, four results at a time; the plan is that of `codes`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+from numba.core import types
+from numba.extending import overload
+
+from edgegemma.kernels import simd
+from edgegemma.kernels.activation import _fake, _padded
+from edgegemma.kernels.late import Kernel
+
+_LANES = simd.LANES
+_CHUNK = 8  # weight rows a thread takes at once
+
+
+def _load(rows: Any, i: Any) -> Any:
+    """Load a vector of float32 from float32 or bfloat16 rows."""
+
+
+@overload(_load)
+def _overload_load(rows, i):  # type: ignore[no-untyped-def]
+    if rows.dtype == types.float32:
+        return lambda rows, i: simd.load_floats(rows, i)
+    return lambda rows, i: simd.load_bfloats(rows, i)
+
+
+def _rows(x, rows, activation, y):  # type: ignore[no-untyped-def]
+    """Write x · rowsᵀ into y: x [M, K], rows [N, K], y [M, N]."""
+    if rows.shape[1] < _LANES:  # less than a vector: put the row at the end of one
+        rows = _padded(rows, _LANES)
+    _by_floats(_aligned(x, activation[0]), rows, activation[1], y)
+
+
+@njit(cache=True)
+def _aligned(x, scale):  # type: ignore[no-untyped-def]
+    """Copy x with its columns in whole vectors; the last overlaps, zero where already counted."""
+    columns = x.shape[1]
+    size = (columns + _LANES - 1) // _LANES * _LANES
+    whole = columns // _LANES * _LANES
+    out = np.zeros((x.shape[0], size), np.float32)
+    for m in range(x.shape[0]):
+        for k in range(columns):
+            out[m, k if k < whole else k + size - columns] = _fake(x[m, k], scale)
+    return out
+
+
+@njit(cache=True, parallel=True)
+def _by_floats(x, rows, out, y):  # type: ignore[no-untyped-def]
+    count = rows.shape[0]
+    for c in prange((count + _CHUNK - 1) // _CHUNK):
+        _floats(x, rows, out, y, c * _CHUNK, min(count, c * _CHUNK + _CHUNK))
+
+
+@njit(forceinline=True)
+def _four(x, m, rows, n):  # type: ignore[no-untyped-def]
+    columns, size = x.shape[1], rows.shape[1]
+    last = size - _LANES
+    t0 = t1 = t2 = t3 = simd.zero_floats()
+    for k in range(0, columns, _LANES):
+        i = min(k, last)
+        t0 = simd.fma(_load(rows, n[0] * size + i), simd.load_floats(x, m[0] * columns + k), t0)
+        t1 = simd.fma(_load(rows, n[1] * size + i), simd.load_floats(x, m[1] * columns + k), t1)
+        t2 = simd.fma(_load(rows, n[2] * size + i), simd.load_floats(x, m[2] * columns + k), t2)
+        t3 = simd.fma(_load(rows, n[3] * size + i), simd.load_floats(x, m[3] * columns + k), t3)
+    return simd.sum_floats(t0), simd.sum_floats(t1), simd.sum_floats(t2), simd.sum_floats(t3)
+
+
+@njit(cache=True)
+def _floats(x, rows, out, y, first, stop):  # type: ignore[no-untyped-def]
+    count = x.shape[0]
+    whole = count // 4 * 4
+    for m in range(0, whole, 4):
+        for n in range(first, stop):
+            sums = _four(x, (m, m + 1, m + 2, m + 3), rows, (n, n, n, n))
+            for k in range(4):
+                y[m + k, n] = _fake(sums[k], out)
+    for m in range(whole, count):
+        for n in range(first, stop, 4):
+            ns = (n, min(n + 1, stop - 1), min(n + 2, stop - 1), min(n + 3, stop - 1))
+            sums = _four(x, (m, m, m, m), rows, ns)
+            for k in range(min(4, stop - n)):
+                y[m, n + k] = _fake(sums[k], out)
+
+
+_F32 = types.Array(types.float32, 2, "C")
+for _name, _kind in (("float32", types.float32), ("bfloat16", types.uint16)):
+    Kernel(
+        f"rows_{_name}",
+        types.void(_F32, types.Array(_kind, 2, "C"), types.Array(types.float32, 1, "C"), _F32),
+        _rows,
+    )

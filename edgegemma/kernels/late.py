@@ -1,0 +1,98 @@
+"""Kernels that callers reach through a pointer, compiled when the first call needs them.
+
+Numba links a copy of everything a function calls into that function and optimizes it all again, so
+a matrix kernel inside each layer kernel would be compiled dozens of times over. A `Kernel` has one
+signature, and one cell holding its address, which LLVM knows by the kernel's name. Compiled code asks
+for the address with `ready` and jumps there with `call`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_WORD = ir.IntType(64)
+_FILL = "edgegemma_fill"
+KERNELS: dict[str, Kernel] = {}
+_by_cell: dict[int, Kernel] = {}
+
+
+class Kernel:
+    """A function of one signature, compiled or loaded from the cache at the first `ready`."""
+
+    def __init__(self, name: str, signature: Any, function: Callable[..., Any]) -> None:
+        self.symbol = f"edgegemma_cell_{name}"
+        self.signature = signature
+        self.dispatcher = njit(cache=True)(function)
+        self._cell = ctypes.c_int64(0)
+        place = ctypes.addressof(self._cell)
+        llvm.add_symbol(self.symbol, place)
+        KERNELS[name] = _by_cell[place] = self
+
+    def fill(self) -> int:
+        """Put the address of the compiled function into the cell, and give it."""
+        if not self._cell.value:
+            self.dispatcher.compile(self.signature)
+            result: Any = self.dispatcher.overloads[self.signature.args]
+            name = result.fndesc.llvm_cfunc_wrapper_name
+            self._cell.value = result.library.get_pointer_to_function(name)
+        return self._cell.value
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
+def _fill(place: int) -> int:
+    return _by_cell[place].fill()
+
+
+# Numba tells LLVM of its thread pool when it loads a parallel function, but not when one comes from the
+# cache within another: see attention.py.
+numba.get_num_threads()
+llvm.add_symbol(_FILL, ctypes.cast(_fill, ctypes.c_void_p).value)
+
+
+def _ready(_context, name):  # type: ignore[no-untyped-def]
+    """Give the address of a kernel, filling its cell if it is empty.
+
+    Never within a parallel region: there it would wait for an interpreter that waits for it.
+    """
+
+    def codegen(_context: Any, b: Any, _signature: Any, _args: Any) -> Any:
+        symbol = KERNELS[name.literal_value].symbol
+        cell = b.module.globals.get(symbol) or ir.GlobalVariable(b.module, _WORD, symbol)
+        address = cgutils.alloca_once_value(b, b.load(cell))
+        empty = b.icmp_unsigned("==", b.load(address), ir.Constant(_WORD, 0))
+        with b.if_then(empty, likely=False):
+            kind = ir.FunctionType(_WORD, [_WORD])
+            fill = cgutils.get_or_insert_function(b.module, kind, _FILL)
+            b.store(b.call(fill, [b.ptrtoint(cell, _WORD)]), address)
+        return b.load(address)
+
+    return types.int64(name), codegen
+
+
+def _call(_context, name, address, args):  # type: ignore[no-untyped-def]
+    """Call the kernel at an address with a tuple of arguments; ``name`` tells its signature."""
+    signature = KERNELS[name.literal_value].signature
+
+    def codegen(context: Any, b: Any, _signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(
+            context.get_value_type(signature.return_type),
+            [context.get_value_type(arg) for arg in signature.args],
+        )
+        function = b.inttoptr(values[1], kind.as_pointer())
+        b.call(function, cgutils.unpack_tuple(b, values[2], len(signature.args)))
+        return context.get_dummy_value()
+
+    return types.void(name, types.int64, types.Tuple(signature.args)), codegen
+
+
+ready: Any = intrinsic(prefer_literal=True)(_ready)
+call: Any = intrinsic(prefer_literal=True)(_call)

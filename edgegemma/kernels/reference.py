@@ -1,0 +1,114 @@
+"""The definition of each linear kernel, in numpy: no cleverness, float64 where floats are added.
+
+Each function has the name, the arguments and the shapes of the kernel it defines. Where the ABI
+says int8 or float32, the numbers are rounded there and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from edgegemma.kernels.linear import CodeMatrix, Matrix
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+U8 = NDArray[np.uint8]
+
+
+def linear(x: F32, w: Matrix) -> F32:
+    """Multiply rows by a weight matrix.
+
+    Parameters
+    ----------
+    x : float32 [M, K]
+    w : CodeMatrix or FloatMatrix of [N, K]
+
+    Returns
+    -------
+    float32 [M, N], rounded to the static output scale if there is one. A row of x with a NaN, or with
+    an infinity under a dynamic scale, gives a row of NaN.
+    """
+    if hasattr(w, "codes"):
+        product = _quantized(x, cast("CodeMatrix", w))
+    else:
+        product = widen(w.rows) @ fake_quantize(x, w.activation[0]).astype(np.float64).T
+        product = product.T
+    return fake_quantize(product.astype(np.float32), w.activation[1])
+
+
+def clipped_linear(x: F32, w: Matrix, clip: F32) -> F32:
+    """Clamp x to clip[0] … clip[1], multiply, clamp to clip[2] … clip[3]; NaN stays NaN."""
+    inside = np.clip(x, clip[0], clip[1])
+    return np.clip(linear(inside, w), clip[2], clip[3])
+
+
+def fake_quantize(x: F32, scale: np.float32) -> F32:
+    """Round to the static int8 grid ``scale * {-128 … 127}``; a scale of 0 leaves x."""
+    if scale == 0:
+        return x
+    with np.errstate(invalid="ignore", over="ignore"):
+        rounded: F32 = np.clip(np.rint(x / scale), -128, 127) * scale
+    return rounded
+
+
+def quantize_activations(x: F32, static: np.float32, block: int) -> tuple[F64, F32]:
+    """Quantize rows to int8 values with a scale for each block.
+
+    Returns
+    -------
+    q : float64 [M, K], integers in -128 … 127 (a NaN where x is one)
+    scale : float32 [M, K/block], ``static`` if that is not 0, else ``max|x| / 127``; NaN for a block
+        whose maximum is infinite
+    """
+    blocks = x.reshape(len(x), x.shape[1] // block, block)
+    if static > 0:
+        scale = np.full(blocks.shape[:2], static, np.float32)
+    else:
+        scale = np.abs(blocks).max(axis=2) / np.float32(127)
+        scale[np.isinf(scale)] = np.nan
+    safe = np.where(scale == 0, np.float32(1), scale)
+    with np.errstate(invalid="ignore", over="ignore"):
+        q = np.clip(np.rint(blocks / safe[:, :, None]), -128, 127)
+    q = np.where((scale == 0)[:, :, None], np.float32(0), q)
+    return q.reshape(x.shape).astype(np.float64), scale
+
+
+def unpack_codes(packed: U8, bits: int) -> U8:
+    """Give one code a byte: uint8 [N, K*bits/8] → uint8 [N, K], low bits first."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = (packed[:, :, None] >> shifts) & np.uint8((1 << bits) - 1)
+    return codes.reshape(len(packed), -1)
+
+
+def pack_codes(codes: U8, bits: int) -> U8:
+    """Undo `unpack_codes`: uint8 [N, K] → uint8 [N, K*bits/8]."""
+    wide = codes.reshape(len(codes), -1, 8 // bits).astype(np.uint16)
+    shifts = np.arange(0, 8, bits, dtype=np.uint16)
+    packed: U8 = np.bitwise_or.reduce(wide << shifts, axis=2).astype(np.uint8)
+    return packed
+
+
+def dequantize(w: CodeMatrix) -> F64:
+    """Recover the weights float64 [N, K]: ``(code - 2**(bits - 1)) * scale``."""
+    codes = unpack_codes(w.codes, w.bits).astype(np.float64) - (1 << (w.bits - 1))
+    scale = np.repeat(w.scale.astype(np.float64), codes.shape[1] // w.scale.shape[1], axis=1)
+    return codes * scale
+
+
+def _quantized(x: F32, w: CodeMatrix) -> F64:
+    q, scale = quantize_activations(x, w.activation[0], w.block)
+    weights = dequantize(w)
+    wide = np.repeat(scale.astype(np.float64), w.block, axis=1)
+    with np.errstate(invalid="ignore"):
+        return (q * wide) @ weights.T
+
+
+def widen(rows: F32 | NDArray[np.uint16]) -> F64:
+    """Give float32 rows, or the uint16 bits of bfloat16 ones, as float64."""
+    if rows.dtype == np.uint16:
+        rows = (rows.astype(np.uint32) << 16).view(np.float32)
+    return rows.astype(np.float64)
