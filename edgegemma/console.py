@@ -144,7 +144,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], title: str =
     drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for column, name in enumerate(headers):
         numeric = all(re.match(r"[\d.,]+( |$)|$", row[column]) for row in cells)
-        drawn.add_column(name, justify="right" if numeric else "left")
+        drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         drawn.add_row(*map(Text, row))
     show(drawn)
