@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from edgegemma import __version__, models
@@ -74,6 +75,16 @@ def test_help_shows_every_command_and_an_example_of_each(call: Call) -> None:
     for name in COMMANDS:
         assert name in overview
         assert re.search(rf"(^|\W)edgegemma {name}", call(name, "--help").stdout), name
+
+
+def test_readme_shows_commands_and_options_that_exist() -> None:
+    commands = get_command(application.app).commands  # type: ignore[attr-defined]
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    shown = re.findall(r"^(?:\$ )?edgegemma (\w+)(.*)$", text, re.MULTILINE)
+    assert {name for name, _ in shown} >= {"transcribe", "run", "export"}
+    for name, rest in shown:
+        known = {opt for parameter in commands[name].params for opt in parameter.opts}
+        assert set(re.findall(r"(?<=\s)--?[a-z][\w-]*", rest.partition("#")[0])) <= known, name
 
 
 def test_version_is_the_packages(call: Call) -> None:
