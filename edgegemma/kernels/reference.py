@@ -81,12 +81,12 @@ def unpack_codes(packed: U8, bits: int) -> U8:
     """Give one code a byte: uint8 [N, K*bits/8] → uint8 [N, K], low bits first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     codes = (packed[:, :, None] >> shifts) & np.uint8((1 << bits) - 1)
-    return codes.reshape(len(packed), -1)
+    return codes.reshape(len(packed), packed.shape[1] * 8 // bits)
 
 
 def pack_codes(codes: U8, bits: int) -> U8:
     """Undo `unpack_codes`: uint8 [N, K] → uint8 [N, K*bits/8]."""
-    wide = codes.reshape(len(codes), -1, 8 // bits).astype(np.uint16)
+    wide = codes.reshape(len(codes), codes.shape[1] * bits // 8, 8 // bits).astype(np.uint16)
     shifts = np.arange(0, 8, bits, dtype=np.uint16)
     packed: U8 = np.bitwise_or.reduce(wide << shifts, axis=2).astype(np.uint8)
     return packed
@@ -112,3 +112,67 @@ def widen(rows: F32 | NDArray[np.uint16]) -> F64:
     if rows.dtype == np.uint16:
         rows = (rows.astype(np.uint32) << 16).view(np.float32)
     return rows.astype(np.float64)
+
+
+# Shares of the scale that clips nothing that the search tries.
+SHARES = {2: (1.0, 0.75, 0.55, 0.42, 0.33, 0.26), 4: (1.0, 0.88, 0.76, 0.65), 8: (1.0, 0.95)}
+FITS = 2
+
+
+def quantize_rows(
+    w: F32, bits: int, block: int = 0, asymmetric: bool = False
+) -> tuple[U8, F32, U8 | None]:
+    """Quantize rows by the least squared error among the scales tried; see ``quantize``.
+
+    Returns
+    -------
+    codes : uint8 [N, K]
+    scale : float32 [N, 1] or [N, K/block]; NaN for a group with a NaN or an infinity
+    zero : uint8, shaped as scale, or None
+    """
+    block = block or w.shape[1]
+    groups = w.reshape(w.size // block, block)
+    found = [_search(group, bits, asymmetric) for group in groups]
+    shape = (len(w), w.shape[1] // block)
+    codes = np.array([nearest(g, *f, bits) for g, f in zip(groups, found, strict=True)], np.uint8)
+    scale = np.array([s for s, _ in found], np.float32).reshape(shape)
+    zero = np.array([z for _, z in found], np.uint8).reshape(shape)
+    return codes.reshape(w.shape), scale, zero if asymmetric else None
+
+
+def nearest(group: F32, scale: np.float32, zero: int, bits: int) -> U8:
+    """Give the code whose level ``(code - zero) * scale`` is nearest to each weight."""
+    if np.isnan(scale):
+        return np.full(group.shape, zero, np.uint8)
+    codes: U8 = np.clip(np.rint(group / scale) + zero, 0, (1 << bits) - 1).astype(np.uint8)
+    return codes
+
+
+def lost(group: F32, scale: np.float32, zero: int, bits: int) -> float:
+    """Add up the squared errors of a group."""
+    levels = nearest(group, scale, zero, bits).astype(np.float64) - zero
+    return float(np.sum((levels * np.float64(scale) - group) ** 2))
+
+
+def _search(group: F32, bits: int, asymmetric: bool) -> tuple[np.float32, int]:
+    half, top = 1 << (bits - 1), (1 << bits) - 1
+    if not np.isfinite(group).all():
+        return np.float32(np.nan), half
+    low, high = np.minimum(group.min(), np.float32(0)), np.maximum(group.max(), np.float32(0))
+    widest = max(high / np.float32(half - 1), low / np.float32(-half))
+    tries = [(widest * np.float32(share), half) for share in SHARES[bits]]
+    for share in SHARES[bits] if asymmetric else ():
+        step = (high / np.float32(top) - low / np.float32(top)) * np.float32(share)
+        tries.append((step, int(min(np.rint(-low / (step or 1)), top))))
+    largest = max(high, -low)
+    tries += [(largest / np.float32(half - 1), half), (largest, half)]
+    offers = [(s if s > 0 else np.float32(1), z) for s, z in tries]
+    best = min(offers, key=lambda offer: lost(group, offer[0], offer[1], bits))
+    for _ in range(FITS):
+        scale, zero = best
+        levels = nearest(group, scale, zero, bits).astype(np.float64) - zero
+        size = np.sum(levels**2)
+        fitted = np.float32(np.sum(levels * group) / size) if size > 0 else np.float32(1)
+        if fitted > 0 and lost(group, fitted, zero, bits) < lost(group, scale, zero, bits):
+            best = (fitted, zero)
+    return best
