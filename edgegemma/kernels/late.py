@@ -37,19 +37,18 @@ class Kernel:
         llvm.add_symbol(self.symbol, place)
         KERNELS[name] = _by_cell[place] = self
 
-    def fill(self) -> int:
-        """Put the address of the compiled function into the cell, and give it."""
+    def fill(self) -> None:
+        """Put the address of the compiled function into the cell."""
         if not self._cell.value:
             self.dispatcher.compile(self.signature)
             result: Any = self.dispatcher.overloads[self.signature.args]
             name = result.fndesc.llvm_cfunc_wrapper_name
             self._cell.value = result.library.get_pointer_to_function(name)
-        return self._cell.value
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
-def _fill(place: int) -> int:
-    return _by_cell[place].fill()
+@ctypes.CFUNCTYPE(None, ctypes.c_int64)
+def _fill(place: int) -> None:
+    _by_cell[place].fill()
 
 
 # Numba tells LLVM of its thread pool when it loads a parallel function, but not when one comes from the
@@ -64,15 +63,20 @@ def _ready(_context, name):  # type: ignore[no-untyped-def]
     Never within a parallel region: there it would wait for an interpreter that waits for it.
     """
 
-    def codegen(_context: Any, b: Any, _signature: Any, _args: Any) -> Any:
+    def codegen(context: Any, b: Any, _signature: Any, _args: Any) -> Any:
         symbol = KERNELS[name.literal_value].symbol
         cell = b.module.globals.get(symbol) or ir.GlobalVariable(b.module, _WORD, symbol)
         address = cgutils.alloca_once_value(b, b.load(cell))
         empty = b.icmp_unsigned("==", b.load(address), ir.Constant(_WORD, 0))
         with b.if_then(empty, likely=False):
-            kind = ir.FunctionType(_WORD, [_WORD])
+            kind = ir.FunctionType(ir.VoidType(), [_WORD])
             fill = cgutils.get_or_insert_function(b.module, kind, _FILL)
-            b.store(b.call(fill, [b.ptrtoint(cell, _WORD)]), address)
+            b.call(fill, [b.ptrtoint(cell, _WORD)])
+            b.store(b.load(cell), address)
+            failed = b.icmp_unsigned("==", b.load(address), ir.Constant(_WORD, 0))
+            with b.if_then(failed, likely=False):  # the reason is on stderr: ctypes prints it
+                text = f"{name.literal_value} could not be compiled"
+                context.call_conv.return_user_exc(b, RuntimeError, (text,))
         return b.load(address)
 
     return types.int64(name), codegen
