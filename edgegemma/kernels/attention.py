@@ -167,19 +167,21 @@ def _scores(q, cache, g, start, stop, scores):  # type: ignore[no-untyped-def]
             scores[h + 3, p - start] = t3 * scale
 
 
-@njit(error_model="numpy", cache=True)
+@njit(fastmath=_REDUCE, error_model="numpy", cache=True)
 def _softmax(scores, count, peaks, totals):  # type: ignore[no-untyped-def]
     """Turn scores into exp(score - peak), with zeros up to a multiple of four."""
     for h in range(scores.shape[0]):
-        peak = scores[h, 0]
+        row = scores[h]
+        peak = row[0]
         for j in range(1, count):
-            peak = max(peak, scores[h, j])
+            peak = max(peak, row[j])
+        for j in range(count):  # apart from the sum: only so is the exponential a vector
+            row[j] = _exp(row[j] - peak)
         total = np.float32(0.0)
         for j in range(count):
-            scores[h, j] = _exp(scores[h, j] - peak)
-            total += scores[h, j]
+            total += row[j]
         for j in range(count, (count + 3) // 4 * 4):
-            scores[h, j] = np.float32(0.0)
+            row[j] = np.float32(0.0)
         peaks[h] = peak
         totals[h] = total
 

@@ -9,12 +9,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
-from edgegemma.kernels.decoder import matrix_shape
 from edgegemma.kernels.linear import Matrix, _clipped_linear
 from edgegemma.kernels.norms import _add, _add_rms, _copy, _exp, _glu, _rms, _scale, _silu, _tanh
 from edgegemma.kernels.subsample import audio_head, audio_subsample
 
-__all__ = ["AudioLayerWeights", "audio_head", "audio_layer", "audio_subsample", "check_audio_layer"]
+__all__ = ["AudioLayerWeights", "audio_head", "audio_layer", "audio_subsample"]
 
 F32 = NDArray[np.float32]
 
@@ -81,7 +80,7 @@ def audio_layer(
     position : tokens before ``x[0]`` since the start of the stream
     past_key, past_value : float32 [W - 1, C], keys after ``key_scale``; what lies before position 0 is not seen
     past_conv : float32 [kernel - 1, C], rows after the gate; zeros at first
-    layer : its shapes are trusted; see `check_audio_layer`
+    layer : trusted; whoever binds it has checked its shapes
 
     Returns
     -------
@@ -103,32 +102,6 @@ def audio_layer(
     out = np.array(x, order="C")
     _audio_layer(out, position, key, value, conv, layer)
     return out, key[count:].copy(), value[count:].copy(), conv[count:].copy()
-
-
-def check_audio_layer(layer: AudioLayerWeights) -> None:
-    """Refuse a layer whose shapes disagree: compiled code does not look. Call it once for each layer."""
-    if min(layer.heads, layer.head_dim, layer.window, layer.kernel) < 1:
-        raise InputError(f"audio layer: got {layer.heads} heads of {layer.head_dim}")
-    c = layer.heads * layer.head_dim
-    inner1, inner2 = matrix_shape(layer.ffw1_layer_1)[0], matrix_shape(layer.ffw2_layer_1)[0]
-    want: dict[str, tuple[int, ...]] = {
-        "ffw1_layer_1": (inner1, c),
-        "ffw1_layer_2": (c, inner1),
-        "ffw2_layer_1": (inner2, c),
-        "ffw2_layer_2": (c, inner2),
-        "linear_start": (2 * c, c),
-        "query_scale": (layer.head_dim,),
-        "relative_key": (layer.window, c),
-        "depthwise_weight": (c, layer.kernel),
-        **dict.fromkeys(("q_proj", "k_proj", "v_proj", "post", "linear_end"), (c, c)),
-    }
-    for name, value in layer._asdict().items():
-        if isinstance(value, int | float):
-            continue
-        got = value.shape if isinstance(value, np.ndarray) else matrix_shape(value)
-        expected = (4,) if name.endswith("_clip") else want.get(name, (c,))
-        if got != expected:
-            raise InputError(f"audio layer: got {name} {got}; want {expected}")
 
 
 @njit(cache=True)

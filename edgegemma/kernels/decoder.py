@@ -93,7 +93,7 @@ def decoder_layer(
     cos, sin : float32 [S, D/2], of the chunk's positions
     position : that of ``x[0]``
     cache : this layer's; written to
-    layer : its shapes are trusted; see `check_layer`
+    layer : trusted; whoever binds it has checked its shapes
 
     Returns
     -------
@@ -170,43 +170,6 @@ def matrix_shape(w: Matrix) -> tuple[int, int]:
     if isinstance(w, FloatMatrix):
         return w.rows.shape[0], w.rows.shape[1]
     return w.codes.shape[0], w.codes.shape[1] * 8 // w.bits
-
-
-def check_layer(
-    layer: DecoderLayerWeights | DecoderLayerSharedWeights, hidden: int, width: int
-) -> None:
-    """Refuse a layer whose shapes disagree: compiled code does not look. Call it once for each layer.
-
-    Parameters
-    ----------
-    layer : weights and attributes
-    hidden : H
-    width : P, of the per-layer inputs
-    """
-    d, heads, kv = layer.head_dim, layer.heads, layer.kv_heads
-    if min(d, heads, kv) < 1 or heads % kv or d % 2 or layer.window < 0:
-        raise InputError(f"layer: got {heads} heads, {kv} K/V heads of {d}, window {layer.window}")
-    inner = matrix_shape(layer.gate_proj)[0]
-    want: dict[str, tuple[int, ...]] = {
-        "q_proj": (heads * d, hidden),
-        "k_proj": (kv * d, hidden),
-        "v_proj": (kv * d, hidden),
-        "o_proj": (hidden, heads * d),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
-        "per_layer_input_gate": (width, hidden),
-        "per_layer_projection": (hidden, width),
-        "q_norm": (d,),
-        "k_norm": (d,),
-        "layer_scalar": (1,),
-    }
-    for name, value in layer._asdict().items():
-        if isinstance(value, int | float):
-            continue
-        got = value.shape if isinstance(value, np.ndarray) else matrix_shape(value)
-        if got != want.get(name, (hidden,)):
-            raise InputError(f"layer: got {name} {got}; want {want.get(name, (hidden,))}")
 
 
 def _checked(

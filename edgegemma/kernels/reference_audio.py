@@ -31,7 +31,7 @@ def audio_subsample(
     y = convolve(first[None], conv0, norm0, eps) * mask[::2, None]
     second = np.concatenate([past_conv, y], axis=1)
     y = convolve(second, conv1, norm1, eps)
-    flat = y.transpose(1, 2, 0).reshape(y.shape[1], -1)  # mel-major, channel-minor
+    flat = y.transpose(1, 2, 0).reshape(y.shape[1], y.shape[0] * y.shape[2])  # mel-major
     hidden = linear(flat, FloatMatrix(projection, np.zeros(2, np.float32)))
     return hidden, first[-1:], second[:, -1:]
 
