@@ -45,13 +45,14 @@ def padded(samples: Samples, generator: np.random.Generator, longest: float = 0.
     return np.pad(samples, (before, after))
 
 
-def degraded(samples: Samples, generator: np.random.Generator) -> Samples:
+def degraded(samples: Samples, generator: np.random.Generator, *, pad: bool = True) -> Samples:
     """Apply a random mild choice of everything in this module except the pace."""
     if generator.random() < 0.25:
         samples = in_room(samples, generator)
     if generator.random() < 0.15:
         samples = band_limited(samples, generator)
-    samples = padded(samples, generator)
+    if pad:
+        samples = padded(samples, generator)
     peak = np.abs(samples).max() + 1e-9
     samples = samples * (10 ** generator.uniform(-1.2, -0.05) / peak)
     if generator.random() < 0.7:

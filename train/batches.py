@@ -11,13 +11,23 @@ import torch
 from tokenizers import Tokenizer
 
 from train.corpus import PHONES, TRAINING
-from train.features import MELS, Clip, Shard
-from train.phones import Pronunciations
+from train.features import FRAMES_PER_TOKEN, MELS, Clip, Shard
+from train.phones import BLANK, Pronunciations
 from train.recordings import guard
 from train.tokens import CONTROL, prompt_ids
 
-WEIGHTS = {"real": 0.26, "joined": 0.28, "hibari": 0.31, "other voices": 0.12, "silence": 0.03}
+WEIGHTS = {
+    "real": 0.30,
+    "joined": 0.26,
+    "hibari": 0.26,
+    "other voices": 0.06,
+    "silence": 0.03,
+    "aligned": 0.09,
+}
 """How often a clip of each kind is drawn."""
+ALIGNED = {"aligned": 0.95, "silence": 0.05}
+"""The same, while the tower learns phones from their times."""
+TOKEN_SECONDS, DELAY = 0.04, 0.06
 POOL = 512
 IGNORED = -100
 
@@ -38,6 +48,8 @@ class Batch:
         The phones of the transcripts one after the other, for CTC.
     target_lengths, token_lengths : Tensor, shape (clips,)
         Phones of each transcript, and soft tokens of each clip.
+    heard : Tensor, shape (all soft tokens,)
+        The phone of each soft token, `IGNORED` where it is not known.
     """
 
     features: torch.Tensor
@@ -47,6 +59,7 @@ class Batch:
     targets: torch.Tensor
     target_lengths: torch.Tensor
     token_lengths: torch.Tensor
+    heard: torch.Tensor
 
 
 def spec_augmented(frames: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -62,9 +75,24 @@ def spec_augmented(frames: np.ndarray, generator: np.random.Generator) -> np.nda
     return frames
 
 
+def heard(clip: Clip, pronunciations: Pronunciations) -> np.ndarray:
+    """Give the phone each soft token of a clip should tell, where that is known.
+
+    The tower hears nothing ahead: a token answers for the time `DELAY` before its middle.
+    """
+    if not clip.text:
+        return np.full(clip.tokens, BLANK)
+    if not clip.timed:
+        return np.full(clip.tokens, IGNORED)
+    phones, ends = zip(*clip.timed, strict=True)
+    middles = (np.arange(clip.tokens) + 0.5) * TOKEN_SECONDS - DELAY
+    places = np.minimum(np.searchsorted(ends, middles), len(phones) - 1)
+    return np.array([pronunciations.number(phones[place]) for place in places])
+
+
 def collate(
     frames: list[np.ndarray],
-    texts: list[str],
+    clips: list[Clip],
     tokenizer: Tokenizer,
     pronunciations: Pronunciations,
     *,
@@ -79,21 +107,21 @@ def collate(
     longest = max(len(clip) for clip in frames)
     features = np.zeros((len(frames), longest, MELS), dtype=np.float32)
     mask = np.zeros((len(frames), longest), dtype=bool)
-    answers = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-    phones = [pronunciations.numbers(text) for text in texts]
+    answers = [tokenizer.encode(clip.text, add_special_tokens=False).ids for clip in clips]
+    phones = [pronunciations.numbers(clip) for clip in clips]
     rows, labels = [], []
     for number, (clip, answer) in enumerate(zip(frames, answers, strict=True)):
         features[number, : len(clip)] = clip
         mask[number, : len(clip)] = True
-        prompt = prompt_ids(tokenizer, -(-len(clip) // 4))
-        heard = np.array(answer, dtype=np.int64)
-        if generator is not None and len(heard):
-            wrong = generator.random(len(heard)) < corruption
+        prompt = prompt_ids(tokenizer, -(-len(clip) // FRAMES_PER_TOKEN))
+        read = np.array(answer, dtype=np.int64)
+        if generator is not None and len(read):
+            wrong = generator.random(len(read)) < corruption
             first = tokenizer.token_to_id("▁")
-            heard = np.where(
-                wrong, generator.integers(first, tokenizer.get_vocab_size(), len(heard)), heard
+            read = np.where(
+                wrong, generator.integers(first, tokenizer.get_vocab_size(), len(read)), read
             )
-        rows.append([*prompt, *heard])
+        rows.append([*prompt, *read])
         labels.append([IGNORED] * (len(prompt) - 1) + [*answer, CONTROL["<turn|>"]])
     length = max(map(len, rows))
     return Batch(
@@ -103,14 +131,15 @@ def collate(
         torch.tensor([row + [IGNORED] * (length - len(row)) for row in labels]),
         torch.tensor([phone for said in phones for phone in said], dtype=torch.long),
         torch.tensor([len(said) for said in phones]),
-        torch.tensor([-(-len(clip) // 4) for clip in frames]),
+        torch.tensor([-(-len(clip) // FRAMES_PER_TOKEN) for clip in frames]),
+        torch.from_numpy(np.concatenate([heard(clip, pronunciations) for clip in clips])),
     )
 
 
 def _kind(shard: str, clip: Clip) -> str:
     if shard.startswith("voices"):
         return "hibari" if clip.source == "hibari" else "other voices"
-    return shard
+    return shard.split("-")[0]
 
 
 class TrainingClips:
@@ -122,12 +151,18 @@ class TrainingClips:
         The work folder; its `shards` are read.
     frames : int
         The most frames in a batch, padding included.
+
+    Attributes
+    ----------
+    weights : dict
+        How often a clip of each kind is drawn, from the next pool on.
     """
 
     def __init__(self, work: Path, tokenizer: Tokenizer, frames: int, seed: int) -> None:
         self._tokenizer, self._budget = tokenizer, frames
         self.pronunciations = Pronunciations(work / PHONES)
         self._generator = np.random.default_rng(seed)
+        self.weights = WEIGHTS
         self._clips: dict[str, list[tuple[Shard, Clip]]] = {kind: [] for kind in WEIGHTS}
         paths = [
             path
@@ -149,7 +184,7 @@ class TrainingClips:
         }
 
     def _pool(self) -> list[tuple[Shard, Clip]]:
-        kinds = self._generator.choice(list(WEIGHTS), POOL, p=list(WEIGHTS.values()))
+        kinds = self._generator.choice(list(self.weights), POOL, p=list(self.weights.values()))
         drawn = [
             self._clips[kind][self._generator.integers(len(self._clips[kind]))] for kind in kinds
         ]
@@ -168,10 +203,10 @@ class TrainingClips:
                     spec_augmented(shard.frames(clip), self._generator)
                     for shard, clip in batches[number]
                 ]
-                texts = [clip.text for _, clip in batches[number]]
+                clips = [clip for _, clip in batches[number]]
                 yield collate(
                     frames,
-                    texts,
+                    clips,
                     self._tokenizer,
                     self.pronunciations,
                     corruption=0.08,

@@ -4,6 +4,7 @@ Training shards
     `real`: every training prompt as recorded and in changed copies;
     `joined`: short training prompts played one after the other, as a telephone system does;
     `voices-NN`: made-up sentences by the synthetic voices;
+    `aligned-N`: short ones of these by Hibari, with the times of the phones;
     `silence`: clips without speech, to which the answer is nothing.
 
 Test shards
@@ -18,6 +19,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -28,10 +30,11 @@ from train.recordings import Recording, divided, fetch, guard, librivox, prompts
 from train.texts import Sentences, transcript
 from train.voices import SAMPLE_RATE, SHARES, UNSEEN_VOICE, VOICES, Samples
 
-TRAINING = ("real", "joined", "voices-*", "silence")
+TRAINING = ("real", "joined", "voices-*", "silence", "aligned-*")
 TESTS = ("held-out", "unseen-voice", "librivox", "no-speech")
 PHONES = "phones.json"
 VOICE_SHARDS, CLIPS_PER_SHARD = 14, 1_000
+ALIGNED_SHARDS, ALIGNED_CLIPS, LONGEST_ALIGNED = 4, 700, 8
 COPIES = 10
 JOINED = 3_500
 LONGEST_SECONDS = 12.0
@@ -109,6 +112,25 @@ def voices(work: Path, shard: int) -> Spoken:
             yield augment.degraded(samples, generator), transcript(text), voice, f"{shard}/{number}"
 
 
+def aligned(work: Path, shard: int) -> Iterator[tuple[Any, ...]]:
+    """Let Hibari say short sentences and tell when each phone ends."""
+    from train.aligned import spoken
+
+    source, generator = sentences(work, 20_000 + shard), _generator(f"aligned-{shard}")
+    made = 0
+    while made < ALIGNED_CLIPS:
+        text = source.draw()
+        if len(text.split()) > LONGEST_ALIGNED:
+            continue
+        samples, timed = spoken(text, float(generator.uniform(0.85, 1.2)), made)
+        pace, before = generator.uniform(0.92, 1.1), generator.uniform(0, 0.3)
+        samples = np.pad(augment.paced(samples, pace), (int(before * SAMPLE_RATE), 0))
+        times = tuple((phone, round(end / pace + before, 3)) for phone, end in timed)
+        changed = augment.degraded(samples, generator, pad=False)
+        yield changed, transcript(text), "aligned", f"{shard}/{made}", times
+        made += 1
+
+
 def silence(name: str, count: int) -> Spoken:
     """Make clips in which nobody speaks."""
     generator = _generator(name)
@@ -135,8 +157,11 @@ def _write(work: Path, name: str) -> str:
     if path.with_suffix(".jsonl").exists():
         return name
     kind, _, number = name.partition("-")
+    clips: Iterator[tuple[Any, ...]]
     if kind == "voices":
         clips = voices(work, int(number))
+    elif kind == "aligned":
+        clips = aligned(work, int(number))
     else:
         clips = {
             "real": lambda: real(work),
@@ -166,7 +191,9 @@ def build(work: Path, processes: int = 2) -> None:
     """Fetch the recordings and write every shard that is missing."""
     fetch(work)
     save_held_out(work)
-    names = [*TESTS, "real", "joined", "silence", *(f"voices-{n:02}" for n in range(VOICE_SHARDS))]
+    names = [*TESTS, "real", "joined", "silence"]
+    names += [f"voices-{n:02}" for n in range(VOICE_SHARDS)]
+    names += [f"aligned-{n}" for n in range(ALIGNED_SHARDS)]
     with ProcessPoolExecutor(processes) as pool:
         for name in pool.map(_write, [work] * len(names), names):
             print("shard", name, flush=True)

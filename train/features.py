@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import Gemma4AudioFeatureExtractor
@@ -30,6 +31,7 @@ class Clip:
     text: str
     source: str
     key: str
+    timed: tuple[tuple[str, float], ...] = ()  # phones and the seconds at which they end, if known
 
     @property
     def tokens(self) -> int:
@@ -48,13 +50,13 @@ def log_mel(samples: Samples) -> np.ndarray:
     return np.asarray(made["input_features"][0][made["input_features_mask"][0]], dtype=np.float32)
 
 
-def write_shard(path: Path, clips: Iterable[tuple[Samples, str, str, str]]) -> None:
-    """Write a shard of clips given as samples, transcript, source and key."""
+def write_shard(path: Path, clips: Iterable[tuple[Any, ...]]) -> None:
+    """Write a shard of clips given as samples, transcript, source, key and perhaps phone times."""
     features, lines, start = [], [], 0
-    for samples, text, source, key in clips:
+    for samples, *said in clips:
         frames = log_mel(samples)
         features.append(frames.astype(np.float16))
-        lines.append(json.dumps(asdict(Clip(start, len(frames), text, source, key))))
+        lines.append(json.dumps(asdict(Clip(start, len(frames), *said))))
         start += len(frames)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path.with_suffix(".npy"), np.concatenate(features))

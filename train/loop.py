@@ -24,32 +24,35 @@ from torch import distributed, multiprocessing, nn
 from torch.nn import functional
 
 from train.architecture import TEXT, new_model
-from train.batches import IGNORED, Batch, TrainingClips
+from train.batches import ALIGNED, IGNORED, WEIGHTS, Batch, TrainingClips
 from train.evaluate import error_rate, transcribe
 from train.fakequant import is_quantised, quantise
 from train.features import Shard
 from train.lean import speed_up
 from train.phones import BLANK
 
+LOG_STEPS = 25
+
 
 @dataclass(frozen=True)
 class Settings:
     """What a run is told."""
 
-    minutes: float = 66.0
+    minutes: float = 38.0
     # Shares of the minutes:
-    stem_until: float = 0.3  # until when the convolutions are trained, the slowest part
-    decoder_from: float = 0.3  # when the decoder joins the tower
-    quantised_from: float = 0.55  # when weights are quantised
-    peak_rate: float = 1.2e-3
+    timed_until: float = 0.15  # until when only phones of known time are learnt
+    stem_until: float = 0.4  # until when the convolutions are trained, the slowest part
+    decoder_from: float = 0.2  # when the decoder joins the tower
+    quantised_from: float = 0.6  # when weights are quantised
+    peak_rate: float = 1e-3
     warm_up: float = 0.03
     last_rate: float = 0.02  # of the peak
     weight_decay: float = 0.01
-    ctc_weight: float = 0.7
+    ctc_weight: float = 0.5
     batch_frames: int = 2_600  # of each process
     seed: int = 1
     save_minutes: float = 3.0
-    evaluate_minutes: float = 8.0
+    evaluate_minutes: float = 6.0
     processes: int = 2
 
 
@@ -78,10 +81,17 @@ def ctc_loss(ctc_head: nn.Linear, soft_tokens: torch.Tensor, batch: Batch) -> to
     return loss / batch.target_lengths.sum().clamp_min(1)
 
 
-def tower_loss(model: Any, ctc_head: nn.Linear, batch: Batch) -> torch.Tensor:
-    """Return the CTC loss without running the decoder."""
+def tower_losses(
+    model: Any, ctc_head: nn.Linear, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cross entropy of phones of known time and the CTC loss, without the decoder."""
     out = model.model.get_audio_features(batch.features, batch.mask)
-    return ctc_loss(ctc_head, out.pooler_output[out.attention_mask], batch)
+    soft_tokens = out.pooler_output[out.attention_mask]
+    timed = functional.cross_entropy(
+        ctc_head(soft_tokens), batch.heard, ignore_index=IGNORED, reduction="sum"
+    )
+    timed = timed / (batch.heard != IGNORED).sum().clamp_min(1)
+    return timed, ctc_loss(ctc_head, soft_tokens, batch)
 
 
 def losses(model: Any, ctc_head: nn.Linear, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,6 +148,7 @@ class Run:
         )
         self.ctc_head = nn.Linear(TEXT["hidden_size"], len(self.clips.pronunciations))
         self.seconds, self.step = 0.0, 0
+        self._started = time.monotonic()
         self.optimiser = self._new_optimiser()
         if (self.folder / "state.pt").exists():
             self._load()
@@ -167,6 +178,9 @@ class Run:
         stem = self.model.model.audio_tower.subsample_conv_projection
         for layer in (stem.layer0, stem.layer1):
             layer.requires_grad_(not frozen)
+
+    def _choose_kinds(self) -> None:
+        self.clips.weights = ALIGNED if self.progress < self.settings.timed_until else WEIGHTS
 
     def save(self) -> None:
         """Write the state; an interrupted write leaves the last one."""
@@ -201,21 +215,28 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
     def update(self, batch: Batch) -> list[float]:
-        """Take one step; return the two losses and the seconds, means over the processes."""
-        started = time.monotonic()
+        """Take one step; return the two losses and the seconds, means over the processes.
+
+        The seconds are those since the end of the step before, evaluations left out.
+        """
         self.model.train()
         for group in self.optimiser.param_groups:
             group["lr"] = rate_at(self.progress, self.settings)
         self._freeze_stem(self.progress >= self.settings.stem_until)
+        ctc_weight = self.settings.ctc_weight
         if self.progress < self.settings.decoder_from:
-            ctc = tower_loss(self.model, self.ctc_head, batch)
-            entropy = torch.zeros(())
+            entropy, ctc = tower_losses(self.model, self.ctc_head, batch)
+            if self.progress < self.settings.timed_until:
+                ctc_weight = 0.0
         else:
             entropy, ctc = losses(self.model, self.ctc_head, batch)
         self.optimiser.zero_grad(set_to_none=True)
-        (entropy + self.settings.ctc_weight * ctc).backward()
+        (entropy + ctc_weight * ctc).backward()
         parameters = [*self.model.model.parameters(), *self.ctc_head.parameters()]
-        measured = averaged(parameters, [entropy.item(), ctc.item(), time.monotonic() - started])
+        measured = averaged(
+            parameters, [entropy.item(), ctc.item(), time.monotonic() - self._started]
+        )
+        self._started = time.monotonic()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimiser.step()
         self.step += 1
@@ -236,14 +257,17 @@ class Run:
     def train(self) -> None:
         """Train until the minutes are spent."""
         self.log(hours=self.clips.hours)
-        recent: deque[tuple[float, float, float, int]] = deque(maxlen=50)
+        self._choose_kinds()
+        recent: deque[tuple[float, float, float, int]] = deque(maxlen=LOG_STEPS)
         saved = evaluated = self.seconds
+        self._started = time.monotonic()
         for batch in self.clips:
             if self.progress >= self.settings.quantised_from and not is_quantised(self.model):
                 self._quantise()
+            self._choose_kinds()
             entropy, ctc, spent = self.update(batch)
             recent.append((entropy, ctc, spent, len(batch.mask) * self.settings.processes))
-            if self.step % 50 == 0:
+            if self.step % LOG_STEPS == 0:
                 entropies, ctcs, seconds, counts = map(sum, zip(*recent, strict=True))
                 self.log(
                     entropy=round(entropies / len(recent), 4),
@@ -254,6 +278,7 @@ class Run:
             if self.seconds - evaluated > 60 * self.settings.evaluate_minutes:
                 evaluated = self.seconds
                 self.evaluate()
+                self._started = time.monotonic()
             if self.seconds - saved > 60 * self.settings.save_minutes or self.progress >= 1:
                 saved = self.seconds
                 self.save()

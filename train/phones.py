@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from train.features import Clip
 from train.voices import hibari_engine
 
 BLANK = 0
@@ -39,6 +40,12 @@ class Pronunciations:
     def __len__(self) -> int:
         return len(self._numbers) + 1
 
-    def numbers(self, text: str) -> list[int]:
-        """Give the phones of a transcript of the corpus."""
-        return [self._numbers[phone] for phone in self._phones[text]]
+    def number(self, phone: str) -> int:
+        """Give the number of a phone; of silence, the blank."""
+        return self._numbers[phone] if phone else BLANK
+
+    def numbers(self, clip: Clip) -> list[int]:
+        """Give the phones of a clip of the corpus."""
+        if clip.timed:
+            return [self.number(phone) for phone, _ in clip.timed if phone]
+        return [self._numbers[phone] for phone in self._phones[clip.text]]
