@@ -106,8 +106,7 @@ def demo(
 
 def main() -> None:
     """Run one of the measurements."""
-    with console.guard("bench"):
-        app()
+    console.run(app, "bench")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ Shared by ``edgegemma`` and ``python -m bench``. Imports nothing heavy: ``--help
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from edgegemma.errors import EdgeGemmaError, InputError
@@ -38,6 +39,24 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
+class Interrupted(SystemExit):
+    """Ctrl-C, after its line has been written."""
+
+
+def run(start: Callable[[], object], program: str = "edgegemma") -> None:
+    """Run a program under `guard` to the end of the process."""
+    try:
+        with guard(program):
+            start()
+    except Interrupted:
+        # If Ctrl-C fell into an exec() of some library, Python would forget our status and end by the
+        # signal. So: what it does at the end, then out.
+        atexit._run_exitfuncs()
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(FAILED)
+
+
 @contextmanager
 def guard(program: str = "edgegemma") -> Iterator[None]:
     """Turn what a user can put right, and Ctrl-C, into one line on stderr and exit status 2."""
@@ -47,7 +66,15 @@ def guard(program: str = "edgegemma") -> Iterator[None]:
     except EdgeGemmaError as error:
         _fail(str(error), program)
     except KeyboardInterrupt:
-        _fail("interrupted", program)
+        note("interrupted", program)
+        raise Interrupted(FAILED) from None
+    except SystemExit as end:
+        if (
+            end.code != 130
+        ):  # typer's status for Ctrl-C while it reads the arguments; it says nothing
+            raise
+        note("interrupted", program)
+        raise Interrupted(FAILED) from None
     except BrokenPipeError:
         # The reader of our stdout has gone (`| head`). Python would complain at exit when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
          "edgegemma: out.bin: No space left on device"),
         (MemoryError(), "edgegemma: out of memory"),
         (KeyboardInterrupt(), "edgegemma: interrupted"),
+        (SystemExit(130), "edgegemma: interrupted"),
     ],
 )  # fmt: skip
 def test_guard_makes_one_line(

@@ -7,11 +7,14 @@ from edgegemma import console
 
 def main() -> None:
     """Run a command; what the user can put right becomes one line and exit status 2."""
-    with console.guard():
-        # Inside the guard, so that Ctrl-C while Python is still importing is one line too.
-        from edgegemma.cli.app import app
+    console.run(_start)
 
-        app()
+
+def _start() -> None:
+    # Imported here, under the guard: Ctrl-C while Python is still importing is one line too.
+    from edgegemma.cli.app import app
+
+    app()
 
 
 if __name__ == "__main__":

@@ -193,8 +193,11 @@ def _stream(answer: Generation) -> None:
         for token in answer:
             sys.stdout.write(token.text)
             sys.stdout.flush()
-    finally:
-        console.out()  # also before the line that an error or Ctrl-C leaves
+    except BaseException:
+        if answer.text:
+            console.out()  # the line that an error or Ctrl-C leaves begins at the left
+        raise
+    console.out()
 
 
 def _record(answer: Generation) -> dict[str, Any]:
