@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +232,16 @@ def test_the_ledger_counts_live_state_only(folders: dict[str, Path]) -> None:
 
 def test_cores_are_counted_within_what_the_process_may_use() -> None:
     assert 1 <= memory.physical_cores() <= len(os.sched_getaffinity(0))
+
+
+def test_waiting_threads_give_the_cores_to_others(engine: EngineModel) -> None:
+    assert {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+
+
+def test_the_second_executor_needs_no_numba() -> None:
+    code = "import sys, edgegemma.engine.ort; assert 'numba' not in sys.modules"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 # What is refused
