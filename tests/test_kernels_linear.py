@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
 from edgegemma.kernels import cpu, reference
-from edgegemma.kernels.linear import CodeMatrix, FloatMatrix, Matrix, clipped_linear, linear
+from edgegemma.kernels.linear import (
+    CodeMatrix,
+    FloatMatrix,
+    Matrix,
+    _clipped_linear,
+    _linear,
+    clipped_linear,
+    linear,
+)
 
 F32 = NDArray[np.float32]
 ROOT = Path(__file__).parents[1]
@@ -256,6 +264,16 @@ def test_wrong_shapes_are_refused() -> None:
         clipped_linear(x, w, np.zeros(3, np.float32))
 
 
+def test_without_a_compiler_the_kernels_are_their_definition() -> None:
+    rng = np.random.default_rng(9)
+    w = code_matrix(rng, 5, 64, 4, 32, True)
+    x, y = rng.standard_normal((3, 64), np.float32), np.empty((3, 5), np.float32)
+    _linear(x, w, y)
+    np.testing.assert_array_equal(y, reference.linear(x, w))
+    _clipped_linear(x, w, np.array([-1, 1, -2, 2], np.float32), y)
+    assert np.abs(y).max() <= 2
+
+
 SAMPLE = """
 import sys
 import numpy as np
@@ -275,13 +293,29 @@ def sample() -> F32:
     return np.stack(results)
 
 
-@pytest.mark.parametrize("path", cpu._RUNS[cpu.target().best][1:])
-def test_every_path_of_this_cpu_agrees(path: str, tmp_path: Path) -> None:
-    out = tmp_path / "sample.npy"
-    environment = {**os.environ, cpu.OVERRIDE: path}
-    command = [sys.executable, "-c", SAMPLE, str(out)]
-    subprocess.run(command, check=True, cwd=ROOT, env=environment)
-    got, wanted = np.load(out), sample()
+def sample_from(path: str, out: Path, before: str = "", **environment: str) -> F32:
+    """Give the `sample` of a child process on a vector path."""
+    command = [sys.executable, "-c", before + SAMPLE, str(out)]
+    subprocess.run(
+        command, check=True, cwd=ROOT, env=os.environ | environment | {cpu.OVERRIDE: path}
+    )
+    return cast(F32, np.load(out))
+
+
+def assert_agree(got: F32, wanted: F32) -> None:
     np.testing.assert_array_equal(got[::2], wanted[::2])  # static: integers are integers
     largest = np.abs(wanted).max(axis=(1, 2), keepdims=True)
     assert np.all(np.abs(got - wanted) <= 1e-6 * largest)
+
+
+@pytest.mark.parametrize("path", cpu._RUNS[cpu.target().best][1:])
+def test_every_path_of_this_cpu_agrees(path: str, tmp_path: Path) -> None:
+    assert_agree(sample_from(path, tmp_path / "sample.npy"), sample())
+
+
+@pytest.mark.slow
+def test_every_path_agrees_in_vectors_of_64_bytes(tmp_path: Path) -> None:
+    # The layout of AVX-512, also where there is none.
+    before = "from edgegemma.kernels import cpu; cpu.WIDTH['generic'] = 64"
+    got = sample_from("generic", tmp_path / "a.npy", before, NUMBA_CACHE_DIR=str(tmp_path))
+    assert_agree(got, sample())

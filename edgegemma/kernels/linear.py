@@ -14,7 +14,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
-from edgegemma.kernels import codes, floats  # noqa: F401 - their kernels are called by name
+from edgegemma.kernels import codes, floats, reference  # noqa: F401 - kernels called by name
 from edgegemma.kernels.late import call, ready
 from edgegemma.kernels.simd import plain
 
@@ -109,6 +109,7 @@ def _check(x: F32, w: Matrix) -> int:
             and w.scale.dtype == np.float32
             and w.scale.shape[0] == n
             and groups in (1, k // w.block)
+            and k < 1 << 17  # 2^14 each at most: exact in int32
             and w.codes.flags.c_contiguous
             and w.scale.flags.c_contiguous
         )
@@ -126,14 +127,15 @@ def _check(x: F32, w: Matrix) -> int:
     return int(n)
 
 
+# Called from Python (NUMBA_DISABLE_JIT=1) the two below are their definition.
 def _linear(x: Any, w: Any, y: Any) -> None:
     """Write ``x · wᵀ`` into y; call it from compiled code. x [M, K], y [M, N] float32, C-contiguous."""
-    raise NotImplementedError
+    y[...] = reference.linear(x, w)
 
 
 def _clipped_linear(x: Any, w: Any, clip: Any, y: Any) -> None:
     """Write the clipped linear into y; call it from compiled code. clip float32 [4]."""
-    raise NotImplementedError
+    y[...] = reference.clipped_linear(x, w, clip)
 
 
 @overload(_linear)
