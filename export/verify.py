@@ -32,12 +32,14 @@ MELS = 128
 SMALL_BYTES = 1 << 30
 """Checkpoints up to this size are also compared with the float graph."""
 
-# Between the executors: in a float package only the order of sums differs. In quantized ones they round
-# activations to int8 differently (ours to the static scale where there is one, onnxruntime once more
-# for each block), and a tiny random model makes much of that: 0.986 was seen.
-LEAST_CORRELATION = {True: 0.95, False: 0.99999}
+# Between the executors only the order of sums differs, so float packages agree closely. In quantized ones
+# a last bit now and then falls on the other side when an activation is rounded to int8, and from there
+# the difference grows through the layers. Of full-size models with random weights, which are worse than
+# any that learned something, 0.86 was seen for logits; what is broken gives next to nothing.
+LEAST_CORRELATION = 0.99999
+LEAST_QUANTIZED = {"logits": 0.7, "audio": 0.95, "embeddings": 0.99999}
 DOUBT = 0.25
-"""Share of the logits' deviation within which two tokens count as tied."""
+"""Share of the logits' deviation within which two tokens of a float package count as tied."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,7 @@ def verify(package: str | Path, source: str | Path | None = None) -> Report:
     ours = outputs(path, "edgegemma")
     theirs = outputs(path, "onnxruntime")
     quantized = opened.manifest["preset"] != "float"
-    report.agreements += _agree(
-        ours, theirs, "engine and onnxruntime", LEAST_CORRELATION[quantized]
-    )
+    report.agreements += judge(ours, theirs, "engine and onnxruntime", quantized)
     if source is not None:
         _against_source(path, Path(source), str(opened.manifest["preset"]), ours, report)
     return report
@@ -205,13 +205,19 @@ def agreement(what: str, one: F32, other: F32) -> Agreement:
     return Agreement(what, correlation, float(np.abs(a - b).max(initial=0.0)), best)
 
 
-def _agree(ours: dict[str, F32], theirs: dict[str, F32], who: str, least: float) -> list[Agreement]:
+def judge(
+    ours: dict[str, F32], theirs: dict[str, F32], who: str, quantized: bool
+) -> list[Agreement]:
     """Compare all results of two executions; refuse the first that correlate too little."""
-    found = [agreement(f"{key}: {who}", ours[key], theirs[key]) for key in ours]
-    for result in found:
+    found = []
+    for key in ours:
+        result = agreement(f"{key}: {who}", ours[key], theirs[key])
+        least = LEAST_QUANTIZED[key] if quantized else LEAST_CORRELATION
         if result.correlation < least:
             raise PackageError(f"{result.what}: {result}; want a correlation of at least {least}")
-    _check_best(ours["logits"], theirs["logits"], who)
+        found.append(result)
+    if not quantized:
+        _check_best(ours["logits"], theirs["logits"], who)
     return found
 
 

@@ -96,9 +96,14 @@ def test_executors_that_disagree_are_refused() -> None:
     rng = np.random.default_rng(0)
     one = {"logits": rng.standard_normal((3, 50)).astype(np.float32)}
     other = {"logits": rng.standard_normal((3, 50)).astype(np.float32)}
-    with pytest.raises(PackageError, match="logits: who: correlation"):
-        verify._agree(one, other, "who", 0.99)
-    other = {"logits": one["logits"].copy()}
-    other["logits"][1, 7] = 9
+    for quantized in (True, False):
+        with pytest.raises(PackageError, match="logits: who: correlation"):
+            verify.judge(one, other, "who", quantized)
+        assert verify.judge(one, one, "who", quantized)[0].same_best == 1
+
+
+def test_float_executors_choose_the_same_token() -> None:
+    one, other = np.zeros((2, 2, 50), np.float32)
+    one[:, 3] = other[0, 3] = other[1, 7] = 10
     with pytest.raises(PackageError, match="different best token at position 1"):
-        verify._agree(one, other, "who", 0.5)
+        verify._check_best(one, other, "who")
