@@ -43,7 +43,7 @@ if [ ! -e "$DIR/.root" ]; then
   # share: LLVM would not know the CPU.
   rm -rf "$ROOT"/{tmp,root,dev,home,run}
   for i in 0 1 2 3; do
-    printf 'processor\t: %d\nFeatures\t: fp asimd aes crc32 atomics fphp asimdhp asimddp\n' $i
+    printf 'processor\t: %d\nFeatures\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp\n' $i
     printf 'CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x4\nCPU part\t: 0xd0b\n\n'
   done > "$ROOT/proc/cpuinfo"
   touch "$DIR/.root"
