@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
     stage(corpus).add_argument("--processes", type=int, default=2)
     fitting = stage(fit)
-    fitting.add_argument("--minutes", type=float, default=44.0, help="training time in all")
+    fitting.add_argument("--minutes", type=float, default=40.0, help="training time in all")
     fitting.add_argument("--processes", type=int, default=2)
     for run in (export, evaluate):
         stage(run).add_argument("--checkpoint", type=Path, required=True, help="its folder")

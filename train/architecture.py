@@ -128,6 +128,10 @@ def _initialise(model: Any) -> None:
             torch.nn.init.normal_(parameter, std=inputs**-0.5)
     table = model.model.language_model.embed_tokens_per_layer.weight
     torch.nn.init.normal_(table, std=TEXT["hidden_size_per_layer_input"] ** -0.5)
+    for name, parameter in model.model.language_model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            # Scores are not scaled: with weights of one, attention starts as good as one-hot.
+            parameter.fill_(len(parameter) ** -0.25)
     stem = model.model.audio_tower.subsample_conv_projection
     for layer in (stem.layer0, stem.layer1):
         # Half of the filters start without a mean: they see contrasts whatever the loudness is.

@@ -151,6 +151,8 @@ class TrainingClips:
         The work folder; its `shards` are read.
     frames : int
         The most frames in a batch, padding included.
+    longest : int
+        The most frames in a clip.
 
     Attributes
     ----------
@@ -158,10 +160,10 @@ class TrainingClips:
         How often a clip of each kind is drawn, from the next pool on.
     """
 
-    def __init__(self, work: Path, tokenizer: Tokenizer, frames: int, seed: int) -> None:
-        self._tokenizer, self._budget = tokenizer, frames
+    def __init__(self, work: Path, tokenizer: Tokenizer, frames: int, longest: int) -> None:
+        self._tokenizer, self._budget, self._longest = tokenizer, frames, longest
         self.pronunciations = Pronunciations(work / PHONES)
-        self._generator = np.random.default_rng(seed)
+        self.seed(0)
         self.weights = WEIGHTS
         self._clips: dict[str, list[tuple[Shard, Clip]]] = {kind: [] for kind in WEIGHTS}
         paths = [
@@ -174,6 +176,10 @@ class TrainingClips:
             guard(key for clip in shard.clips for key in clip.key.split("+"))
             for clip in shard.clips:
                 self._clips[_kind(path.stem, clip)].append((shard, clip))
+
+    def seed(self, seed: int) -> None:
+        """Fix what is drawn from here on."""
+        self._generator = np.random.default_rng(seed)
 
     @property
     def hours(self) -> dict[str, float]:
@@ -188,7 +194,8 @@ class TrainingClips:
         drawn = [
             self._clips[kind][self._generator.integers(len(self._clips[kind]))] for kind in kinds
         ]
-        return sorted(drawn, key=lambda pair: pair[1].frames)
+        short = [pair for pair in drawn if pair[1].frames <= self._longest]
+        return sorted(short, key=lambda pair: pair[1].frames)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches without end, clips of like length together."""

@@ -38,21 +38,22 @@ LOG_STEPS = 25
 class Settings:
     """What a run is told."""
 
-    minutes: float = 38.0
+    minutes: float = 40.0
     # Shares of the minutes:
     timed_until: float = 0.15  # until when only phones of known time are learnt
     stem_until: float = 0.4  # until when the convolutions are trained, the slowest part
     decoder_from: float = 0.2  # when the decoder joins the tower
-    quantised_from: float = 0.6  # when weights are quantised
+    quantised_from: float = 0.65  # when weights are quantised
     peak_rate: float = 1e-3
     warm_up: float = 0.03
     last_rate: float = 0.02  # of the peak
     weight_decay: float = 0.01
     ctc_weight: float = 0.5
     batch_frames: int = 2_600  # of each process
+    longest: int = 320  # frames in a clip
     seed: int = 1
     save_minutes: float = 3.0
-    evaluate_minutes: float = 6.0
+    evaluate_minutes: float = 8.0
     processes: int = 2
 
 
@@ -143,9 +144,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.model = new_model(settings.seed)
         speed_up(self.model)
-        self.clips = TrainingClips(
-            work, tokenizer, settings.batch_frames, settings.seed + 1_000 * rank
-        )
+        self.clips = TrainingClips(work, tokenizer, settings.batch_frames, settings.longest)
         self.ctc_head = nn.Linear(TEXT["hidden_size"], len(self.clips.pronunciations))
         self.seconds, self.step = 0.0, 0
         self._started = time.monotonic()
@@ -257,6 +256,7 @@ class Run:
     def train(self) -> None:
         """Train until the minutes are spent."""
         self.log(hours=self.clips.hours)
+        self.clips.seed(1_000_000 * self.rank + self.settings.seed + self.step)
         self._choose_kinds()
         recent: deque[tuple[float, float, float, int]] = deque(maxlen=LOG_STEPS)
         saved = evaluated = self.seconds
