@@ -75,7 +75,7 @@ class TextConfig(_Section):
         return self.num_hidden_layers - self.num_kv_shared_layers
 
     def kv_source(self, layer: int) -> int:
-        """The layer whose K/V ``layer`` reads: itself, or the last owner of the same type."""
+        """Find the layer whose K/V ``layer`` reads: itself, or the last owner of the same type."""
         if layer < self.first_shared_layer:
             return layer
         kind = self.layer_types[layer]

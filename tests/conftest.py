@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from tests import tiny
 
 Exporter = Callable[[str, str], Path]
-Golden = dict[str, NDArray[np.generic]]
+Golden = dict[str, NDArray[Any]]
 
 
 @pytest.fixture(scope="session")

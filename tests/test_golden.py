@@ -40,7 +40,7 @@ def forward(model: Model, ids: NDArray[np.int64]) -> NDArray[np.float32]:
 def soft_tokens(model: Model, wave: NDArray[np.int16]) -> NDArray[np.float32]:
     """Soft tokens of a clip, encoded in one pass."""
     stream = AudioStream(model)
-    pcm = wave.astype(np.float32) / PCM_SCALE
+    pcm = wave.astype(np.float32) / np.float32(PCM_SCALE)
     return np.concatenate([stream.feed(pcm), stream.finish()])
 
 
