@@ -20,6 +20,11 @@ from train.voices import SAMPLE_RATE
 
 RESAMPLES = 2_000
 SAMPLES = 8
+ATTRIBUTION = """\
+The recordings are from Debian's asterisk-core-sounds-en-g722, decoded to 16 kHz and not changed
+otherwise. (c) 2003-2010 Allison Smith. Licence: CC-BY-SA-3.0,
+https://creativecommons.org/licenses/by-sa/3.0/
+"""
 SAMPLE_SECONDS = (2.0, 6.5)
 
 
@@ -87,6 +92,8 @@ def write_samples(work: Path, checkpoint: Path, report: dict[str, Any]) -> None:
     folder = checkpoint / "samples"
     folder.mkdir(exist_ok=True)
     recordings = {recording.key: recording for recording in divided(prompts(work))[1]}
+    for old in folder.glob("*.flac"):
+        old.unlink()
     shortest, longest = SAMPLE_SECONDS
     right = [
         line
@@ -103,6 +110,7 @@ def write_samples(work: Path, checkpoint: Path, report: dict[str, Any]) -> None:
             soundfile.write(folder / file, recordings[line["key"]].samples(), SAMPLE_RATE)
             listed.append({"file": file, "key": line["key"], "text": line["reference"]})
     (folder / "samples.json").write_text(json.dumps(listed, indent=1) + "\n")
+    (folder / "LICENSE").write_text(ATTRIBUTION)
 
 
 def draw_losses(work: Path, picture: Path) -> None:
@@ -112,7 +120,8 @@ def draw_losses(work: Path, picture: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    lines = [json.loads(line) for line in (work / "run" / "log.jsonl").read_text().splitlines()]
+    log = (work / "run" / "log.jsonl").read_text().splitlines()
+    lines = sorted(map(json.loads, log), key=lambda line: line.get("minutes", 0))
     steps = [line for line in lines if "ctc" in line]
     tests = [line for line in lines if "held_out_wer" in line]
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
