@@ -172,8 +172,10 @@ def test_output_into_a_folder_that_is_not_there(package: Exporter, tmp_path: Pat
     assert "No such file" in line
 
 
+# A parent that ignores Ctrl-C, such as a job in the background, hands that on to its children.
 STOP = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def wait(*_arguments, **_options):
     print("ready", flush=True)
     time.sleep(60)
