@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgegemma.errors import CheckpointError
+from edgegemma.kernels.quantize import pack_codes, unpack_codes
 
 U8 = npt.NDArray[np.uint8]
 BITS = (2, 4, 8)
@@ -27,17 +28,11 @@ def pack(codes: U8, bits: int) -> U8:
     -------
     uint8 [N, K*bits/8]
     """
-    per = _per_byte(bits)
-    if codes.shape[1] % per:
+    if bits not in BITS or codes.shape[1] * bits % 8:
         raise CheckpointError(
-            f"pack: {codes.shape[1]} columns of {bits} bits do not fill whole bytes"
+            f"pack: {codes.shape[1]} columns of {bits} bits; want 2, 4 or 8, in whole bytes"
         )
-    if per == 1:
-        return codes
-    packed = codes[:, ::per].copy()
-    for i in range(1, per):
-        packed |= codes[:, i::per] << np.uint8(i * bits)
-    return packed
+    return pack_codes(codes, bits)
 
 
 def unpack(packed: U8, bits: int) -> U8:
@@ -51,18 +46,6 @@ def unpack(packed: U8, bits: int) -> U8:
     -------
     uint8 [N, B*8/bits]
     """
-    per = _per_byte(bits)
-    if per == 1:
-        return packed
-    n, width = packed.shape
-    codes = np.empty((n, width, per), np.uint8)
-    mask = np.uint8((1 << bits) - 1)
-    for i in range(per):
-        np.bitwise_and(packed >> np.uint8(i * bits), mask, out=codes[:, :, i])
-    return codes.reshape(n, width * per)
-
-
-def _per_byte(bits: int) -> int:
     if bits not in BITS:
-        raise CheckpointError(f"pack: got {bits} bits; want 2, 4 or 8")
-    return 8 // bits
+        raise CheckpointError(f"unpack: got {bits} bits; want 2, 4 or 8")
+    return unpack_codes(packed, bits)
