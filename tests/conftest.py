@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 
 from tests import tiny
+
+# The same examples in every run, and no opinion on how long one takes.
+settings.register_profile("edgegemma", deadline=None, derandomize=True)
+settings.load_profile("edgegemma")
 
 Exporter = Callable[[str, str], Path]
 Golden = dict[str, NDArray[Any]]

@@ -49,7 +49,8 @@ def test_the_search_loses_no_more_than_the_definition(
     w, bits, block = case
     ours = losses(w, quantize_rows(w, bits, block, asymmetric), bits)
     theirs = losses(w, reference.quantize_rows(w, bits, block, asymmetric), bits)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    rounding = w.size * (np.abs(w).max(initial=0.0) * 2.0**-22) ** 2  # of a float32 scale
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=rounding)
 
 
 @settings(deadline=None, max_examples=100)

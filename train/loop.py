@@ -50,7 +50,7 @@ class Settings:
     weight_decay: float = 0.01
     ctc_weight: float = 0.5
     batch_frames: int = 2_600  # of each process
-    longest: int = 320  # frames in a clip
+    longest: int = 400  # frames in a clip
     seed: int = 1
     save_minutes: float = 3.0
     evaluate_minutes: float = 8.0

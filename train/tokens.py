@@ -163,3 +163,5 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     (folder / "chat_template.jinja").write_text(TEMPLATE)
+    ours = {"prompts": {"transcribe": INSTRUCTION}}  # the exporter takes it into the package
+    (folder / "edgegemma.json").write_text(json.dumps(ours, indent=2) + "\n")
