@@ -234,14 +234,23 @@ def test_cores_are_counted_within_what_the_process_may_use() -> None:
     assert 1 <= memory.physical_cores() <= len(os.sched_getaffinity(0))
 
 
-def test_waiting_threads_give_the_cores_to_others(engine: EngineModel) -> None:
-    assert {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+def child(code: str, **environment: str) -> None:
+    everything = {"PYTHONPATH": str(Path(__file__).parent.parent), **environment}
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=kept | everything)
+
+
+@pytest.mark.parametrize(("given", "spins"), [({}, "300"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_waiting_threads_are_told_to_give_way_before_openmp_listens(
+    given: dict[str, str], spins: str
+) -> None:
+    loaded = "'libgomp' in open('/proc/self/maps').read()"
+    code = "import os, edgegemma.kernels; "
+    child(code + f"assert os.environ['GOMP_SPINCOUNT'] == '{spins}' and not {loaded}", **given)
 
 
 def test_the_second_executor_needs_no_numba() -> None:
-    code = "import sys, edgegemma.engine.ort; assert 'numba' not in sys.modules"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    child("import sys, edgegemma.engine.ort; assert 'numba' not in sys.modules")
 
 
 # What is refused

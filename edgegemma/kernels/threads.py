@@ -7,16 +7,22 @@ import threading
 
 import numba
 
-# OpenMP's threads wait for each other by spinning, by default for some milliseconds. A token has some 400
-# parallel regions, so where other programs want the cores too that costs seconds: a token of an E2B-sized
-# 2-bit model on two busy cores took 7 to 12 s, with 300 spins 0.13 s. libgomp reads this when it is loaded,
-# which Numba does at the first parallel call.
 SPINS = "300"
-if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = SPINS
 
 # Some of Numba's threading layers abort the process when two threads start parallel work at once.
 lock = threading.RLock()
+
+
+def calm() -> None:
+    """Have waiting threads give their core away soon, unless the environment says how they wait.
+
+    OpenMP's threads wait for each other by spinning, by default for some milliseconds. A token has some 400
+    parallel regions, so where other programs want the cores too that costs seconds: a token of an E2B-sized 2-bit
+    model on two busy cores took 7 to 12 s, with 300 spins 0.13 s. libgomp reads the number when it is loaded, which
+    is when Numba sees the first parallel function: call this before.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def use(count: int) -> int:
