@@ -88,12 +88,17 @@ def test_both_executors_hear_the_same(ours: Model, witness: Model, row: dict[str
     assert correlation(soft_tokens(ours, row), soft_tokens(witness, row)) >= 0.9999
 
 
+# Activations are rounded to int8 anew in every linear. One that falls on an edge goes either way, and from there on the
+# executors' rounding errors are independent: they differ as much as each differs from the float model (0.99987).
+INT8_CORRELATION = 0.9995
+
+
 @every_sample
 def test_both_executors_give_the_same_logits_for_what_was_heard(
     ours: Model, witness: Model, row: dict[str, str]
 ) -> None:
     soft, ids = soft_tokens(ours, row), answer(ours, row)
-    assert correlation(logits(ours, soft, ids), logits(witness, soft, ids)) >= 0.9999
+    assert correlation(logits(ours, soft, ids), logits(witness, soft, ids)) >= INT8_CORRELATION
 
 
 def test_the_demo_is_small_enough_for_a_repository() -> None:
