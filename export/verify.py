@@ -34,10 +34,11 @@ SMALL_BYTES = 1 << 30
 
 # Between the executors only the order of sums differs, so float packages agree closely. In quantized ones
 # a last bit now and then falls on the other side when an activation is rounded to int8, and from there
-# the difference grows through the layers. Of full-size models with random weights, which are worse than
-# any that learned something, 0.86 was seen for logits; what is broken gives next to nothing.
+# the difference grows through the layers. Full-size models with random weights are worse than any that learned
+# something: 0.70 was seen for logits of E2B rounded to `mobile`, 0.97 with static scales; what is broken gives next to
+# nothing. So this finds a broken graph, not a subtle error: that is what the kernels' and the golden tests are for.
 LEAST_CORRELATION = 0.99999
-LEAST_QUANTIZED = {"logits": 0.7, "audio": 0.95, "embeddings": 0.99999}
+LEAST_QUANTIZED = {"logits": 0.5, "audio": 0.95, "embeddings": 0.99999}
 DOUBT = 0.25
 """Share of the logits' deviation within which two tokens of a float package count as tied."""
 
