@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.shapes import published
 from edgegemma.engine.cache import PAGE, Kind, KVCache, Layout
 from edgegemma.errors import InputError
+from export.configuration import parse
 
 WINDOW, SLACK, LIMIT = 5, 4, 2000
 SLIDING, FULL = Layout(1, 2, WINDOW), Layout(2, 4, 0)
@@ -164,6 +166,22 @@ def test_bytes_are_counted(kind: Kind, item: int) -> None:
     ring = (WINDOW + SLACK) * 2 * (8 if kind == "float32" else 2 + 4)
     assert cache.bytes_per_token == 2 * 2 * item
     assert cache.nbytes == ring + PAGE * cache.bytes_per_token
+
+
+# Bytes in bfloat16 of the real models: a position of the full layers, and all windows of the sliding ones (Gemma 4's
+# specification: 6,144 B and 6.3 MB for E2B, 16,384 B and 21 MB for E4B). Float32 is twice that.
+@pytest.mark.parametrize(
+    ("name", "position", "windows"), [("E2B", 6144, 6.3), ("E4B", 16384, 21.0)]
+)
+def test_a_position_of_the_real_models_costs_what_the_specification_says(
+    name: str, position: int, windows: float
+) -> None:
+    text = parse(published(name)).text
+    owners = range(text.first_shared_layer)
+    layouts = [Layout(*text.heads_of(i), text.window_of(i)) for i in owners]
+    assert KVCache(layouts, PAGE).bytes_per_token == 2 * position
+    sliding = sum(x.window * x.position_bytes("float32") for x in layouts)
+    assert sliding / 2 / 1e6 == pytest.approx(windows, rel=0.01)
 
 
 def test_int8_entries_have_scales_and_floats_none() -> None:
