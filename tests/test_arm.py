@@ -43,9 +43,10 @@ def test_the_guest_is_a_pi_and_has_dot_products() -> None:
     assert "'cpu': 'cortex-a76'" in told
 
 
-def test_kernels_agree_with_their_definition_there() -> None:
+@pytest.mark.parametrize("part", ["linear", "simd", "layers", "conformer"])
+def test_kernels_agree_with_their_definition_there(part: str) -> None:
     # A child process would be an x86 program: the other paths are tested on their own machines.
     guest(
         *("-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "-k", "not every_path"),
-        *("tests/test_kernels_linear.py", "tests/test_kernels_simd.py"),
+        f"tests/test_kernels_{part}.py",
     )

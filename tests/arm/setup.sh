@@ -3,8 +3,10 @@
 # indexes alone. Needs an x86-64 Debian or Ubuntu with apt, dpkg-deb, tar and pip; installs nothing outside DIR.
 set -euo pipefail
 DIR=$(mkdir -p "$1" && cd "$1" && pwd)
-PACKAGES="numpy numba pytest hypothesis"
-MIRROR=${MIRROR:-http://deb.debian.org/debian}
+PACKAGES="numpy numba onnx pytest hypothesis"
+# where this machine's own packages come from
+SOURCES=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
+MIRROR=${MIRROR:-$(sed -nE 's#^(URIs:|deb( \[[^]]*\])?) +([^ ]*/debian/?)( .*)?$#\3#p' <<< "$SOURCES" | head -1)}
 KEYS=${KEYS:-/usr/share/keyrings/debian-archive-keyring.gpg}
 ROOT=$DIR/root SITE=$DIR/root/usr/local/lib/python3.11/dist-packages
 
