@@ -34,27 +34,26 @@ def test_two_bit_rows_use_the_dot_product_of_the_cpu(
 ) -> None:
     text = compiled(triple, cpu, "integers2")
     assert f"# path: {path}" in text
-    # Four planes for four results, once for four activation rows and once for four weight rows;
-    # plain NEON starts each with smull and needs two for 16 bytes.
-    assert count(instruction, text) >= (48 if path == "neon" else 32)
+    # Four planes for four results; plain NEON starts each with smull and needs two for 16 bytes.
+    assert count(instruction, text) >= (24 if path == "neon" else 16)
 
 
 def test_eight_bit_codes_never_meet_a_saturating_instruction() -> None:
     text = compiled(X86, "haswell", "integers8")
-    assert count("vpmaddwd", text) >= 16
+    assert count("vpmaddwd", text) >= 8
     assert count("vpmaddubsw", text) == 0
 
 
 def test_a_cpu_without_dot_products_gets_none() -> None:
     text = compiled(ARM, "cortex-a72", "integers2")
     assert count("sdot", text) == 0
-    assert count("smull2?", text) >= 16
+    assert count("smull2?", text) >= 8
 
 
 def test_codes_are_unpacked_once_for_four_activation_rows() -> None:
-    text = compiled(ARM, "cortex-a76", "integers2")
-    # 3 shifts for one unit met by four activation rows, 12 for four units met by one.
-    assert count(r"ushr\s+v\d+\.16b", text) <= 15 * count("sdot", text) // 32
+    text = compiled(ARM, "cortex-a76", "many_integers2")
+    # 3 shifts for one unit met by four activation rows.
+    assert count(r"ushr\s+v\d+\.16b", text) <= 3 * count("sdot", text) // 16
 
 
 def test_an_old_x86_gets_plain_code() -> None:

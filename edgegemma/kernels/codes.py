@@ -1,8 +1,7 @@
-"""Multiply by packed codes, four results at a time.
+"""Multiply a few rows by packed codes: four weight rows against one activation row at a time.
 
-The four are one weight row against four activation rows (M of 4 and more: a code is unpacked once for
-four) or four weight rows against one activation row (the rest). Each result is its own chain of operations,
-the same in both, so a row's bits do not depend on how many rows are in the call.
+Many rows go through `matmul`. A result is the same chain of operations there, so a row's bits do not
+depend on how many rows are in the call.
 """
 
 from __future__ import annotations
@@ -153,15 +152,7 @@ def _make_chunk(four: Any, bits: int) -> Any:
     """Make the kernel of a code width: weight rows first … stop against all activation rows."""
 
     def chunk(codes, scale, out, r, index, count, y, first, stop):  # type: ignore[no-untyped-def]
-        rows = r.planes.shape[0]
-        whole = rows // 4 * 4
-        for m in range(0, whole, 4):
-            ms = (m, m + 1, m + 2, m + 3)
-            for n in range(first, stop):
-                results = four(codes, (n, n, n, n), r, ms, scale, index, count, bits)
-                for k in range(4):
-                    y[m + k, n] = _fake(results[k], out)
-        for m in range(whole, rows):
+        for m in range(r.planes.shape[0]):
             for n in range(first, stop, 4):
                 ns = (n, min(n + 1, stop - 1), min(n + 2, stop - 1), min(n + 3, stop - 1))
                 results = four(codes, ns, r, (m, m, m, m), scale, index, count, bits)

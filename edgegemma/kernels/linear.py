@@ -14,13 +14,15 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
-from edgegemma.kernels import codes, floats, reference  # noqa: F401 - kernels called by name
+from edgegemma.kernels import codes, floats, matmul, reference  # noqa: F401 - kernels called by name
 from edgegemma.kernels.late import call, ready
 from edgegemma.kernels.simd import plain
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
+
+_MANY = 4  # rows from which on a tile of unpacked codes pays
 
 
 class CodeMatrix(NamedTuple):
@@ -151,8 +153,11 @@ def _overload_linear(x, w, y):  # type: ignore[no-untyped-def]
 
 def _call_codes(x, w, y):  # type: ignore[no-untyped-def]
     packed, scale, activation = plain(w.codes), plain(w.scale), plain(w.activation)
-    address = ready("codes")
-    call("codes", address, (plain(x), packed, scale, activation, w.bits, w.block, plain(y)))
+    args = plain(x), packed, scale, activation, w.bits, w.block, plain(y)
+    if x.shape[0] < _MANY:
+        call("codes", ready("codes"), args)
+    else:
+        call("matmul", ready("matmul"), args)
 
 
 def _call_float32(x, w, y):  # type: ignore[no-untyped-def]
