@@ -67,7 +67,7 @@ def cases(draw: st.DrawFn) -> tuple[F32, CodeMatrix]:
     w = code_matrix(
         rng, draw(st.integers(1, 37)), k, draw(st.sampled_from(BITS)), block, draw(st.booleans())
     )
-    x = rng.standard_normal((draw(st.sampled_from([0, 1, 2, 3, 4, 5, 9])), k), np.float32)
+    x = rng.standard_normal((draw(st.sampled_from([0, 1, 2, 3, 4, 5, 9, 17])), k), np.float32)
     x *= np.float32(10) ** rng.integers(-6, 6, (len(x), 1))
     if draw(st.booleans()):
         x[rng.random(x.shape) < 0.5] = 0
@@ -124,6 +124,26 @@ def test_a_row_has_the_same_bits_alone_and_in_company(
     np.testing.assert_array_equal(
         linear(x, w), np.concatenate([np.empty((0, len(w[0])), "f"), *alone])
     )
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("static", [0.0, 0.25])
+def test_columns_beyond_one_block_of_the_matrix_product_count(bits: int, static: float) -> None:
+    rng = np.random.default_rng(bits)
+    w = with_scales(code_matrix(rng, 21, 3216, bits, 48, False), static, 0)
+    x = rng.standard_normal((19, 3216), np.float32)
+    few = np.concatenate([linear(x[i : i + 1], w) for i in range(19)])
+    np.testing.assert_array_equal(linear(x, w), few)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_largest_products_do_not_overflow(bits: int) -> None:
+    codes = np.full((5, 2048 * bits // 8), 255, np.uint8)
+    scale = np.ones((5, 1), np.float32)
+    w = CodeMatrix(codes, scale, np.array([1, 0], np.float32), bits, 128)
+    for sign in (-128, 127):
+        x = np.full((9, 2048), sign, np.float32)
+        assert np.all(linear(x, w) == sign * 2048 * ((1 << (bits - 1)) - 1))
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -1,7 +1,8 @@
-"""Multiply many rows by packed codes: a code is unpacked once for four activation rows.
+"""Multiply many rows by packed codes, in blocks.
 
-Each result is the same chain of operations as in `codes`, so a row's bits do not depend on how many rows are
-in the call.
+A thread takes `_CHUNK` weight rows and unpacks `_DEPTH` of their columns into bytes; what it unpacked stays in its
+first-level cache and meets the activation rows a tile at a time (`tiles`). Each result is the same exact integer, or
+the same chain of float operations, as in `codes`, so a row's bits do not depend on how many rows are in the call.
 """
 
 from __future__ import annotations
@@ -10,27 +11,38 @@ from typing import Any
 
 import numpy as np
 from numba import njit, prange, typeof, types
-from numba.extending import overload
 
-from edgegemma.kernels import simd
+from edgegemma.kernels import simd, tiles
 from edgegemma.kernels.activation import EMPTY, _fake, _padded, _quantize
+from edgegemma.kernels.codes import _scales_in_unit
 from edgegemma.kernels.late import Kernel, call, ready
 from edgegemma.kernels.simd import (
-    dot,
-    fma,
+    add_ints,
     lane_scales,
-    load,
     load_floats,
     load_ints,
     multiply,
-    sum_floats,
+    splat,
+    store_floats,
     sum_ints,
     to_floats,
-    zero_floats,
+)
+from edgegemma.kernels.tiles import (
+    add_products,
+    add_unit,
+    fake,
+    shift_sums,
+    store_columns,
+    store_sums,
+    sum_totals,
+    unpack,
+    zero_sums,
+    zero_totals,
 )
 
-_WIDTH, _LANES = simd.WIDTH, simd.LANES
-_CHUNK = 32  # weight rows a thread takes at once: together they fit its first-level cache
+_WIDTH, _LANES, _ROWS, _COLUMNS = simd.WIDTH, simd.LANES, tiles.ROWS, tiles.COLUMNS
+_CHUNK = 16  # weight rows a thread takes at once
+_DEPTH = 1536  # activations of a row that its tile holds at once: a multiple of every path's unit
 
 
 def _matmul(x, codes, scale, activation, bits, block, y):  # type: ignore[no-untyped-def]
@@ -53,15 +65,6 @@ def _matmul(x, codes, scale, activation, bits, block, y):  # type: ignore[no-unt
     _chunks(address, codes, scale, activation[1], r, index, count, y)
 
 
-@njit(cache=True)
-def _scales_in_unit(block, bits):  # type: ignore[no-untyped-def]
-    """Count the scales of a unit for `simd.lane_scales`; 0 when they do not share its lanes evenly."""
-    lanes = block * bits // 32
-    if lanes % _LANES == 0:
-        return 1
-    return _LANES // lanes if _LANES % lanes == 0 else 0
-
-
 @njit(cache=True, parallel=True)
 def _chunks(address, codes, scale, out, r, index, count, y):  # type: ignore[no-untyped-def]
     """Share the weight rows among the threads."""
@@ -71,96 +74,121 @@ def _chunks(address, codes, scale, out, r, index, count, y):  # type: ignore[no-
         call("many_integers2", address, (codes, scale, out, r, index, count, y, first, stop))
 
 
-def _integers(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-    """Four results by an exact integer each: weight rows n[k] against activation rows m[k]."""
-    raise NotImplementedError
+def _make_unpack(bits: int, depth: int, step: int) -> Any:
+    """Make the loop that writes columns k … end of weight rows as digits, digit c of a byte ``c * step`` further."""
+    unit = _WIDTH * 8 // bits
+
+    @njit(forceinline=True)
+    def unpack_rows(codes, first, stop, k, end, digits):  # type: ignore[no-untyped-def]
+        last = codes.shape[1] - _WIDTH
+        for n in range(first, stop):
+            for v in range(k, end, unit):
+                i = n * codes.shape[1] + min(v * bits // 8, last)
+                unpack(codes, i, digits, (n - first) * depth + v - k, step, bits)
+
+    return unpack_rows
 
 
-@overload(_integers, prefer_literal=True, jit_options={"forceinline": True})
-def _overload_integers(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-    width = bits.literal_value
+def _make_integers(bits: int) -> Any:
+    """Make the kernel of exact products, weight rows first … stop, for a scale a row and static activations."""
+    steps = tiles.STEPS2 if bits == 2 else tiles.STEPS4
+    group = steps * _WIDTH
+    numbers = 2 if bits == 8 else 1  # digits that meet the same activation
+    depth = numbers * _DEPTH
 
-    def four(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-        size, x_size = codes.shape[1], r.planes.shape[1]
-        last = size - _WIDTH
-        a0, a1 = load_ints(r.total, m[0] * _LANES), load_ints(r.total, m[1] * _LANES)
-        a2, a3 = load_ints(r.total, m[2] * _LANES), load_ints(r.total, m[3] * _LANES)
-        for j in range(0, x_size, _WIDTH * 8 // width):
-            i = min(j * width // 8, last)
-            a0 = dot(a0, load(codes, n[0] * size + i), r.planes, m[0] * x_size + j, width)
-            a1 = dot(a1, load(codes, n[1] * size + i), r.planes, m[1] * x_size + j, width)
-            a2 = dot(a2, load(codes, n[2] * size + i), r.planes, m[2] * x_size + j, width)
-            a3 = dot(a3, load(codes, n[3] * size + i), r.planes, m[3] * x_size + j, width)
-        return (
-            np.float32(sum_ints(a0)) * r.rows[m[0]] * scale[n[0], 0],
-            np.float32(sum_ints(a1)) * r.rows[m[1]] * scale[n[1], 0],
-            np.float32(sum_ints(a2)) * r.rows[m[2]] * scale[n[2], 0],
-            np.float32(sum_ints(a3)) * r.rows[m[3]] * scale[n[3], 0],
-        )
+    unpack_rows = _make_unpack(bits, depth, _DEPTH if bits == 8 else _WIDTH)
 
-    return four
+    def integers(codes, scale, out, r, index, count, y, first, stop):  # type: ignore[no-untyped-def]
+        rows, size = r.planes.shape
+        width = (rows + 15) // 16 * 16
+        digits = np.empty(_CHUNK * depth, np.int8)
+        sums = np.empty((_CHUNK, width), np.int32)
+        for k in range(0, size, _DEPTH):
+            end = min(size, k + _DEPTH)
+            whole = k + (end - k) // group * group
+            unpack_rows(codes, first, stop, k, end, digits)
+            for m in range(0, rows, _COLUMNS):
+                for n in range(0, stop - first, _ROWS):
+                    s = zero_sums()
+                    for number in range(numbers):
+                        at = n * depth + number * _DEPTH - k
+                        s = shift_sums(s, 4)
+                        for v in range(k, whole, group):
+                            s = add_products(s, digits, at + v, depth, r.planes, v, m, steps)
+                        for v in range(whole, end, _WIDTH):
+                            s = add_products(s, digits, at + v, depth, r.planes, v, m, 1)
+                    store_sums(s, sums, n * width + m, width, k > 0)
+        _scale_sums(sums, scale, out, r, y, first, stop)
 
-
-def _blocks(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-    """Four results by an exact integer for each lane of each unit, scaled and added in float32."""
-    raise NotImplementedError
-
-
-@overload(_blocks, prefer_literal=True, jit_options={"forceinline": True})
-def _overload_blocks(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-    width = bits.literal_value
-
-    def four(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-        size, groups = codes.shape[1], scale.shape[1]
-        t0 = t1 = t2 = t3 = zero_floats()
-        for u in range(r.lanes.shape[1] // _LANES):
-            i, even = u * _WIDTH, count
-            if i > size - _WIDTH:  # the overlapping unit's lanes do not start with a block
-                i, even = size - _WIDTH, count if groups == 1 else 0
-            c0, c1 = load(codes, n[0] * size + i), load(codes, n[1] * size + i)
-            c2, c3 = load(codes, n[2] * size + i), load(codes, n[3] * size + i)
-            t0 = _add_unit(t0, c0, r, m[0], u, scale, n[0] * groups, index, even, width)
-            t1 = _add_unit(t1, c1, r, m[1], u, scale, n[1] * groups, index, even, width)
-            t2 = _add_unit(t2, c2, r, m[2], u, scale, n[2] * groups, index, even, width)
-            t3 = _add_unit(t3, c3, r, m[3], u, scale, n[3] * groups, index, even, width)
-        return sum_floats(t0), sum_floats(t1), sum_floats(t2), sum_floats(t3)
-
-    return four
+    return integers
 
 
-def _add_unit(total, unit, r, m, u, scale, s, index, even, bits):  # type: ignore[no-untyped-def]
-    """Add unit u of a weight row, whose scales begin at s, times that of activation row m."""
-    raise NotImplementedError
+@njit(cache=True)
+def _scale_sums(sums, scale, out, r, y, first, stop):  # type: ignore[no-untyped-def]
+    """Turn the sums [chunk, M] into results: columns first … stop of y."""
+    rows, width = r.planes.shape[0], sums.shape[1]
+    offset, steps = np.zeros(width, np.int32), np.zeros(width, np.float32)
+    for m in range(rows):
+        offset[m], steps[m] = sum_ints(load_ints(r.total, m * _LANES)), r.rows[m]
+    part = np.empty((_LANES, 4), np.float32)
+    scales = np.zeros(4, np.float32)
+    for n in range(0, stop - first, 4):
+        few = min(4, stop - first - n)
+        for k in range(few):
+            scales[k] = scale[first + n + k, 0]
+        for m in range(0, rows, _LANES):
+            before, step = load_ints(offset, m), load_floats(steps, m)
+            v0 = _scaled(sums, n * width + m, before, step, scales[0], out)
+            v1 = _scaled(sums, (n + 1) * width + m, before, step, scales[1], out)
+            v2 = _scaled(sums, (n + 2) * width + m, before, step, scales[2], out)
+            v3 = _scaled(sums, (n + 3) * width + m, before, step, scales[3], out)
+            if m + _LANES <= rows and few == 4:
+                store_columns(y, m * y.shape[1] + first + n, y.shape[1], v0, v1, v2, v3)
+            else:
+                store_columns(part, 0, 4, v0, v1, v2, v3)
+                for i in range(min(_LANES, rows - m)):
+                    for k in range(few):
+                        y[m + i, first + n + k] = part[i, k]
 
 
-@overload(_add_unit, prefer_literal=True, jit_options={"forceinline": True})
-def _overload_add_unit(total, unit, r, m, u, scale, s, index, even, bits):  # type: ignore[no-untyped-def]
-    width = bits.literal_value
-
-    def add(total, unit, r, m, u, scale, s, index, even, bits):  # type: ignore[no-untyped-def]
-        lane = u * _LANES
-        start = m * r.lanes.shape[1] + lane
-        plane = m * r.planes.shape[1] + u * (_WIDTH * 8 // width)
-        exact = dot(load_ints(r.offset, start), unit, r.planes, plane, width)
-        weight = lane_scales(scale, s, index, lane, even)
-        return fma(to_floats(exact), multiply(load_floats(r.lanes, start), weight), total)
-
-    return add
+@njit(forceinline=True)
+def _scaled(sums, i, offset, steps, scale, out):  # type: ignore[no-untyped-def]
+    v = multiply(multiply(to_floats(add_ints(load_ints(sums, i), offset)), steps), splat(scale))
+    return fake(v, out) if out != np.float32(0.0) else v
 
 
-def _make_chunk(four: Any, bits: int) -> Any:
-    """Make the kernel of a code width: weight rows first … stop against all activation rows."""
+def _make_blocks(bits: int) -> Any:
+    """Make the kernel of scaled units, weight rows first … stop: any scales, any activations."""
+    span = _WIDTH * (2 if bits == 8 else 8 // bits)  # bytes of a unit's digits
 
-    def chunk(codes, scale, out, r, index, count, y, first, stop):  # type: ignore[no-untyped-def]
-        last = r.planes.shape[0] - 1
-        for m in range(0, last + 1, 4):
-            ms = (m, min(m + 1, last), min(m + 2, last), min(m + 3, last))
-            for n in range(first, stop):
-                results = four(codes, (n, n, n, n), r, ms, scale, index, count, bits)
-                for k in range(min(4, last + 1 - m)):
-                    y[m + k, n] = _fake(results[k], out)
+    def blocks(codes, scale, out, r, index, count, y, first, stop):  # type: ignore[no-untyped-def]
+        rows, lanes = r.lanes.shape
+        units, size = lanes // _LANES, codes.shape[1]
+        digits = np.empty(_CHUNK * units * span, np.int8)
+        weights = np.zeros((_CHUNK, lanes), np.float32)
+        for n in range(first, stop):
+            for u in range(units):
+                i, even = u * _WIDTH, count
+                if i > size - _WIDTH:  # the overlapping unit's lanes do not start with a block
+                    i, even = size - _WIDTH, count if scale.shape[1] == 1 else 0
+                unpack(codes, n * size + i, digits, ((n - first) * units + u) * span, _WIDTH, bits)
+                v = lane_scales(scale, n * scale.shape[1], index, u * _LANES, even)
+                store_floats(weights, (n - first) * lanes + u * _LANES, v)
+        part = np.empty((_ROWS, _COLUMNS), np.float32)
+        for m in range(0, rows, _COLUMNS):
+            for n in range(0, stop - first, _ROWS):
+                t = zero_totals()
+                for u in range(units):
+                    i, s = (n * units + u) * span, n * lanes + u * _LANES
+                    t = add_unit(
+                        t, digits, i, units * span, r.planes, weights, s, lanes, r.lanes, r.offset, u, m, bits
+                    )  # fmt: skip
+                sum_totals(t, part, 0, _COLUMNS)
+                for k in range(min(_ROWS, stop - first - n)):
+                    for c in range(min(_COLUMNS, rows - m)):
+                        y[m + c, first + n + k] = _fake(part[k, c], out)
 
-    return chunk
+    return blocks
 
 
 _VECTOR, _MATRIX = types.Array(types.float32, 1, "C"), types.Array(types.float32, 2, "C")
@@ -168,6 +196,6 @@ _PACKED, _INDEX = types.Array(types.uint8, 2, "C"), types.Array(types.int32, 1, 
 _INT, _FLOAT = types.int64, types.float32
 _CHUNK_OF = types.void(_PACKED, _MATRIX, _FLOAT, typeof(EMPTY), _INDEX, _INT, _MATRIX, _INT, _INT)
 for _bits in (2, 4, 8):
-    Kernel(f"many_integers{_bits}", _CHUNK_OF, _make_chunk(_integers, _bits))
-    Kernel(f"many_blocks{_bits}", _CHUNK_OF, _make_chunk(_blocks, _bits))
+    Kernel(f"many_integers{_bits}", _CHUNK_OF, _make_integers(_bits))
+    Kernel(f"many_blocks{_bits}", _CHUNK_OF, _make_blocks(_bits))
 Kernel("matmul", types.void(_MATRIX, _PACKED, _MATRIX, _VECTOR, _INT, _INT, _MATRIX), _matmul)
