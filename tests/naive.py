@@ -44,9 +44,9 @@ def round_static(x: F, scale: float) -> F:
 
 def round_by_block(x: F, block: int) -> F:
     parts = x.astype(np.float32).reshape(len(x), -1, block)
-    scale = np.abs(parts).max(-1, keepdims=True) / np.float32(127)
-    codes = np.rint(parts / np.where(scale > 0, scale, 1))
-    return np.asarray((codes * scale).reshape(x.shape))
+    top = np.abs(parts).max(-1, keepdims=True)
+    codes = np.rint(parts * (np.float32(127) / np.where(top > 0, top, 1)))
+    return np.asarray((codes * (top / np.float32(127))).reshape(x.shape))
 
 
 def linear(x: F, weight: Weight) -> F:

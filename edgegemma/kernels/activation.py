@@ -16,7 +16,7 @@ from numba import njit, prange, typeof, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from edgegemma.kernels import simd
+from edgegemma.kernels import reference, simd
 from edgegemma.kernels.late import Kernel, call, ready
 
 
@@ -51,6 +51,7 @@ EMPTY = Rounded(
 )
 _WIDTH, _LANES = simd.WIDTH, simd.LANES
 _BYTE_OFFSET = simd.BYTE_OFFSET
+_SMALLEST = reference.SMALLEST
 
 
 @njit(cache=True)
@@ -93,29 +94,38 @@ def _absolute(x, first, stop):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _scales(x, static, block, scale):  # type: ignore[no-untyped-def]
-    """Find the scale of every block: NaN if it holds a NaN, or without a static scale an infinity."""
+def _scales(x, static, block, scale, inverse):  # type: ignore[no-untyped-def]
+    """Find the scale of every block: NaN if it holds a NaN, or without a static scale an infinity.
+
+    ``inverse`` is what dynamic rounding multiplies by: not 1 / scale but 127 / max, as onnxruntime on x86 does,
+    so that both executors round the same activations to the same codes.
+    """
     raw = scale.view(np.int32)
     for b in range(scale.size):
         raw[b] = _absolute(x, b * block, (b + 1) * block)
+        top = scale[b]
         if static > np.float32(0.0):
-            scale[b] = static if scale[b] == scale[b] else np.float32(np.nan)
-        elif scale[b] == np.float32(np.inf):
-            scale[b] = np.float32(np.nan)
+            scale[b] = static if top == top else np.float32(np.nan)
+        elif top < _SMALLEST:
+            scale[b] = np.float32(0.0)
+        elif top < np.float32(np.inf):
+            scale[b] = top / np.float32(127.0)
+            inverse[b] = np.float32(127.0) / top
         else:
-            scale[b] = scale[b] / np.float32(127.0)
+            scale[b] = np.float32(np.nan)
 
 
 @njit(cache=True)
-def _round(x, scale, block, start, q):  # type: ignore[no-untyped-def]
+def _round(x, static, scale, inverse, block, start, q):  # type: ignore[no-untyped-def]
     """Write ``round(x / scale)`` into q, elements from ``start`` on shifted to its end."""
     shift = q.size - x.size
     for b in range(scale.size):
-        step = scale[b]
         for i in range(b * block, (b + 1) * block, _LANES):
             v = simd.zero_floats()
-            if step > np.float32(0.0):
-                v = simd.divide(simd.load_floats(x, i), simd.splat(step))
+            if static > np.float32(0.0):
+                v = simd.divide(simd.load_floats(x, i), simd.splat(static))
+            elif scale[b] > np.float32(0.0):
+                v = simd.multiply(simd.load_floats(x, i), simd.splat(inverse[b]))
             simd.store_rounded(q, i if i < start else i + shift, v)
 
 
@@ -147,10 +157,11 @@ def _overload_lay(q, r, m, bits):  # type: ignore[no-untyped-def]
 def _quantize_row(x, static, bits, block, r, m):  # type: ignore[no-untyped-def]
     """Quantize one row into row m of a `Rounded`."""
     scale = np.empty(x.size // block, np.float32)
-    _scales(x, static, block, scale)
+    inverse = np.empty_like(scale)
+    _scales(x, static, block, scale, inverse)
     unit = _WIDTH * 8 // bits
     q = np.zeros(r.planes.shape[1], np.int8)
-    _round(x, scale, block, x.size // unit * unit, q)
+    _round(x, static, scale, inverse, block, x.size // unit * unit, q)
     if bits == 2:
         _lay(q, r, m, 2)
     elif bits == 4:
