@@ -270,6 +270,17 @@ def test_a_text_longer_than_the_context_is_refused_before_it_is_read(model: Mode
     assert cache.length == 15
 
 
+def test_a_cache_with_enough_slack_goes_back_to_any_length(model: Model) -> None:
+    cache = model.new_cache(capacity=300, slack=300)
+    read(model, cache, 0, 2, 0)
+    cache.truncate(1)
+    want = read(model, model.new_cache(), 0, 3, 1)
+    embeds, per_layer = model.embed(np.zeros(298, np.int64))
+    model.forward(embeds, per_layer, cache, num_logits=0)
+    cache.truncate(1)
+    np.testing.assert_array_equal(read(model, cache, 1, 3, 1), want)
+
+
 @pytest.mark.parametrize("capacity", [0, TEXT.max_position_embeddings + 1])
 def test_a_context_has_at_most_the_models_positions(model: Model, capacity: int) -> None:
     with pytest.raises(InputError, match=f"got {capacity} positions; want 1 to 1024"):

@@ -138,7 +138,8 @@ class KVCache:
 
     def _first(self, layout: Layout) -> int:
         """Rows at the start."""
-        return layout.window + self.slack if layout.window else min(self.limit, PAGE)
+        ring = layout.window + self.slack if layout.window else PAGE
+        return min(ring, self.limit)
 
 
 def _zeros(layout: Layout, capacity: int, kind: Kind) -> KV:

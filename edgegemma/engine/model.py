@@ -133,12 +133,20 @@ class Model(ABC):
             self.counters.calls["embed"] += 1
             return self._embed(ids)
 
-    def new_cache(self, capacity: int | None = None) -> Cache:
-        """Give the empty state of a text of at most ``capacity`` positions, by default the model's."""
+    def new_cache(self, capacity: int | None = None, slack: int | None = None) -> Cache:
+        """Give the empty state of a text.
+
+        Parameters
+        ----------
+        capacity : int, optional
+            Positions it may ever hold; by default the model's.
+        slack : int, optional
+            How far `Cache.truncate` can go back: what sliding layers keep beside their window.
+        """
         longest = self.config.text.max_position_embeddings
         if capacity is not None and not 0 < capacity <= longest:
             raise InputError(f"context: got {capacity} positions; want 1 to {longest}")
-        cache = self._new_cache(capacity or longest)
+        cache = self._new_cache(capacity or longest, slack)
         self._caches.add(cache)
         return cache
 
@@ -243,7 +251,7 @@ class Model(ABC):
     def _embed(self, ids: I64) -> tuple[F32, F32]: ...
 
     @abstractmethod
-    def _new_cache(self, capacity: int) -> Cache: ...
+    def _new_cache(self, capacity: int, slack: int | None) -> Cache: ...
 
     @abstractmethod
     def _step(self, embeds: F32, per_layer: F32, cache: Cache, keep: int) -> F32:

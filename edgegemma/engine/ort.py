@@ -101,7 +101,7 @@ class OrtModel(Model):
             rows(EMBED, per_layer, layers, width, count=count),
         )
 
-    def _new_cache(self, capacity: int) -> Cache:
+    def _new_cache(self, capacity: int, _slack: int | None) -> Cache:
         text = self.config.text
         shapes = {
             f"{layer}.{part}": text.heads_of(layer)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgegemma.engine import abi, graphs, plan
-from edgegemma.engine.cache import Kind, KVCache, Layout
+from edgegemma.engine.cache import SLACK, Kind, KVCache, Layout
 from edgegemma.engine.functions import Chunk, bind
 from edgegemma.engine.graph import Graph
 from edgegemma.engine.graphs import AUDIO, DECODER, EMBED
@@ -80,12 +80,12 @@ class EngineModel(Model):
             rows(EMBED, per_layer, layers, text.hidden_size_per_layer_input, count=count),
         )
 
-    def _new_cache(self, capacity: int) -> Cache:
+    def _new_cache(self, capacity: int, slack: int | None) -> Cache:
         text = self.config.text
         layouts = [
             Layout(*text.heads_of(i), text.window_of(i)) for i in range(text.first_shared_layer)
         ]
-        return KVCache(layouts, capacity, self._kv)
+        return KVCache(layouts, capacity, self._kv, SLACK if slack is None else slack)
 
     def _step(self, embeds: F32, per_layer: F32, cache: Cache, keep: int) -> F32:
         if not isinstance(cache, KVCache):
