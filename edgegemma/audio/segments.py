@@ -59,7 +59,7 @@ class Splitter:
             return []
         samples, complete = np.concatenate(self._pieces), []
         while len(samples) > self.limit:
-            cut = _quietest(samples[: self.limit])
+            cut = _cut(samples[: self.limit])
             complete.append(Segment(self._start, samples[:cut]))
             self._start += cut
             samples = samples[cut:]
@@ -103,14 +103,25 @@ def _energy(pcm: F32) -> npt.NDArray[np.float64]:
     return np.append(squares, np.square(rest, dtype=np.float64).mean()) if len(rest) else squares
 
 
-def _quietest(samples: F32) -> int:
-    """Where to cut: the middle of the quietest 200 ms of the search range, the last one among equals."""
-    search = min(int(SEARCH_SECONDS * SAMPLE_RATE), len(samples) // 2) // _STEP * _STEP
-    energy = _energy(samples[len(samples) - search :])
+def quietest(samples: F32) -> int:
+    """Where to cut: the middle of the quietest 200 ms of these samples, the last one among equals.
+
+    Parameters
+    ----------
+    samples : float32 [n]
+        at least 200 ms; only whole steps of 20 ms from the first sample on are looked at
+    """
+    energy = _energy(samples[: len(samples) // _STEP * _STEP])
     sums = np.concatenate(([0.0], np.cumsum(energy)))
     quiet = sums[_QUIET_STEPS:] - sums[:-_QUIET_STEPS]
     floor = (
         quiet.min() * (1 + 1e-9) + 1e-12
     )  # differences of running sums: equal silence must compare equal
     last = int(np.flatnonzero(quiet <= floor)[-1])
-    return len(samples) - search + (last + _QUIET_STEPS // 2) * _STEP
+    return (last + _QUIET_STEPS // 2) * _STEP
+
+
+def _cut(samples: F32) -> int:
+    """Where a segment that is full ends."""
+    search = min(int(SEARCH_SECONDS * SAMPLE_RATE), len(samples) // 2) // _STEP * _STEP
+    return len(samples) - search + quietest(samples[len(samples) - search :])
