@@ -51,7 +51,7 @@ def main() -> None:
     _pretend(triple)
     from numba import njit
 
-    from edgegemma.kernels import linear, simd  # noqa: F401 - linear names its kernels
+    from edgegemma.kernels import limits, linear, simd  # noqa: F401 - they name their kernels
     from edgegemma.kernels.late import KERNELS
 
     print("# path:", simd.TARGET.path)

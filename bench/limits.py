@@ -1,0 +1,64 @@
+"""The machine's own limits, measured beside the work: bytes read from memory, products of bytes in registers.
+
+A sample takes about a hundredth of a second, so it can be taken between two rounds of timed work: on a machine that
+others use, only what was measured in the same minute may be compared.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from edgegemma.errors import BudgetError
+
+BUFFER = 256 << 20  # bytes: far beyond the caches of machines with a few cores
+PRODUCTS = 2_000_000_000  # of a sample, on each thread
+
+
+class Limits:
+    """Measure read bandwidth and int8 dot products on as many threads as the work has.
+
+    Parameters
+    ----------
+    threads : int
+    buffer : int
+        Bytes to read; rounded up to a whole part.
+    products : int
+        Products a thread multiplies; rounded up to a whole round.
+    """
+
+    def __init__(self, threads: int, buffer: int = BUFFER, products: int = PRODUCTS) -> None:
+        from edgegemma.kernels import limits
+        from edgegemma.kernels import threads as pool
+
+        self._kernels: Any = limits
+        self.threads = pool.use(threads)
+        self._rounds = -(-products // limits.MACS)
+        count = -(-buffer // 4 // limits.PART) * limits.PART
+        try:
+            self._buffer = np.ones(count, np.int32)
+        except MemoryError as error:
+            raise BudgetError(f"bandwidth: no memory for {4 * count:,} bytes to read") from error
+        limits.read_sum(self._buffer[: limits.PART])  # compiled before the first sample
+        limits.product_sum(1, 1, self.threads)
+
+    def read(self) -> float:
+        """Take a sample of the read bandwidth, in bytes a second."""
+        began = self._start()
+        self._kernels.read_sum(self._buffer)
+        return float(self._buffer.nbytes / (time.perf_counter() - began))
+
+    def dot(self) -> float:
+        """Take a sample of the int8 dot products, in products (multiply and add) a second."""
+        began = self._start()
+        self._kernels.product_sum(self._rounds, 3, self.threads)
+        done = self._rounds * self._kernels.MACS * self.threads
+        return float(done / (time.perf_counter() - began))
+
+    def _start(self) -> float:
+        from edgegemma.kernels import threads as pool
+
+        pool.use(self.threads)  # the work between may have asked for another number
+        return time.perf_counter()
