@@ -49,8 +49,9 @@ def corpus(options: argparse.Namespace) -> None:
 def fit(options: argparse.Namespace) -> None:
     """Train, or go on training."""
     from train import loop
+    from train.schedule import Settings
 
-    settings = loop.Settings(minutes=options.minutes, processes=options.processes)
+    settings = Settings(steps=options.steps, processes=options.processes)
     loop.fit(options.work, _tokenizer(options.work), settings)
 
 
@@ -58,7 +59,9 @@ def export(options: argparse.Namespace) -> None:
     """Write the checkpoint from the last saved state of the training."""
     from train import checkpoint, loop
 
-    checkpoint.write(options.checkpoint, loop.saved_model(options.work), _tokenizer(options.work))
+    model, tokenizer = loop.saved_model(options.work), _tokenizer(options.work)
+    scales = loop.cache_scales(options.work, model, tokenizer)
+    checkpoint.write(options.checkpoint, model, tokenizer, scales)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -87,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
 
     stage(corpus).add_argument("--processes", type=int, default=2)
     fitting = stage(fit)
-    fitting.add_argument("--minutes", type=float, default=40.0, help="training time in all")
+    fitting.add_argument("--steps", type=int, default=14_000, help="of the whole run")
     fitting.add_argument("--processes", type=int, default=2)
     for run in (export, evaluate):
         stage(run).add_argument("--checkpoint", type=Path, required=True, help="its folder")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,22 +14,28 @@ from tokenizers import Tokenizer
 
 from train.corpus import PHONES, TRAINING
 from train.features import FRAMES_PER_TOKEN, MELS, Clip, Shard
+from train.guidance import phone_ranges
 from train.phones import BLANK, Pronunciations
 from train.recordings import guard
 from train.tokens import CONTROL, prompt_ids
 
+if TYPE_CHECKING:
+    from train.schedule import Settings
+
 WEIGHTS = {
     "real": 0.30,
-    "joined": 0.26,
-    "hibari": 0.26,
-    "other voices": 0.06,
+    "joined": 0.22,
+    "hibari": 0.22,
+    "other voices": 0.17,
     "silence": 0.03,
-    "aligned": 0.09,
+    "aligned": 0.06,
 }
 """How often a clip of each kind is drawn."""
 ALIGNED = {"aligned": 0.95, "silence": 0.05}
 """The same, while the tower learns phones from their times."""
 TOKEN_SECONDS, DELAY = 0.04, 0.06
+WARPED_SHARE, WARP = 0.6, (0.86, 1.16)
+CORRUPTION = 0.1
 POOL = 512
 IGNORED = -100
 
@@ -50,6 +58,8 @@ class Batch:
         Phones of each transcript, and soft tokens of each clip.
     heard : Tensor, shape (all soft tokens,)
         The phone of each soft token, `IGNORED` where it is not known.
+    spans : list
+        The phones of every token of each transcript; None where they are not known.
     """
 
     features: torch.Tensor
@@ -60,6 +70,34 @@ class Batch:
     target_lengths: torch.Tensor
     token_lengths: torch.Tensor
     heard: torch.Tensor
+    spans: list[list[tuple[int, int]] | None]
+
+    @property
+    def first_audio(self) -> int:
+        """The place of the first soft token, the same in every row."""
+        return self.input_ids[0].tolist().index(CONTROL["<|audio|>"])
+
+    @property
+    def first_answers(self) -> list[int]:
+        """The place at which each row predicts the first token of its answer."""
+        return (self.labels != IGNORED).int().argmax(1).tolist()
+
+
+def _hertz(mels: np.ndarray) -> np.ndarray:
+    return 700 * (np.exp(mels / 1127) - 1)
+
+
+def _mels(hertz: np.ndarray) -> np.ndarray:
+    return 1127 * np.log1p(hertz / 700)
+
+
+def warped(frames: np.ndarray, factor: float) -> np.ndarray:
+    """Move all frequencies by a factor, as a longer or shorter vocal tract does."""
+    centres = np.linspace(0, _mels(np.array(8_000.0)), MELS + 2)[1:-1]
+    places = np.interp(_mels(_hertz(centres) / factor), centres, np.arange(MELS))
+    low = np.minimum(places.astype(int), MELS - 2)
+    share = (places - low).astype(np.float32)
+    return frames[:, low] * (1 - share) + frames[:, low + 1] * share
 
 
 def spec_augmented(frames: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -133,7 +171,17 @@ def collate(
         torch.tensor([len(said) for said in phones]),
         torch.tensor([-(-len(clip) // FRAMES_PER_TOKEN) for clip in frames]),
         torch.from_numpy(np.concatenate([heard(clip, pronunciations) for clip in clips])),
+        [_spans(clip, tokenizer, pronunciations) for clip in clips],
     )
+
+
+def _spans(
+    clip: Clip, tokenizer: Tokenizer, pronunciations: Pronunciations
+) -> list[tuple[int, int]] | None:
+    words = pronunciations.spoken(clip.text).split()
+    if not clip.text or len(words) != len(clip.text.split()):
+        return None
+    return phone_ranges(tokenizer.encode(clip.text, add_special_tokens=False).tokens, words)
 
 
 def _kind(shard: str, clip: Clip) -> str:
@@ -149,22 +197,13 @@ class TrainingClips:
     ----------
     work : Path
         The work folder; its `shards` are read.
-    frames : int
-        The most frames in a batch, padding included.
-    longest : int
-        The most frames in a clip.
-
-    Attributes
-    ----------
-    weights : dict
-        How often a clip of each kind is drawn, from the next pool on.
+    settings : Settings
+        Frames of a batch, padding included, and of the longest clip; the seed.
     """
 
-    def __init__(self, work: Path, tokenizer: Tokenizer, frames: int, longest: int) -> None:
-        self._tokenizer, self._budget, self._longest = tokenizer, frames, longest
+    def __init__(self, work: Path, tokenizer: Tokenizer, settings: Settings) -> None:
+        self._tokenizer, self._settings = tokenizer, settings
         self.pronunciations = Pronunciations(work / PHONES)
-        self.seed(0)
-        self.weights = WEIGHTS
         self._clips: dict[str, list[tuple[Shard, Clip]]] = {kind: [] for kind in WEIGHTS}
         paths = [
             path
@@ -177,10 +216,6 @@ class TrainingClips:
             for clip in shard.clips:
                 self._clips[_kind(path.stem, clip)].append((shard, clip))
 
-    def seed(self, seed: int) -> None:
-        """Fix what is drawn from here on."""
-        self._generator = np.random.default_rng(seed)
-
     @property
     def hours(self) -> dict[str, float]:
         """Hours of speech per kind."""
@@ -189,33 +224,57 @@ class TrainingClips:
             for kind, clips in self._clips.items()
         }
 
-    def _pool(self) -> list[tuple[Shard, Clip]]:
-        kinds = self._generator.choice(list(self.weights), POOL, p=list(self.weights.values()))
-        drawn = [
-            self._clips[kind][self._generator.integers(len(self._clips[kind]))] for kind in kinds
-        ]
-        short = [pair for pair in drawn if pair[1].frames <= self._longest]
-        return sorted(short, key=lambda pair: pair[1].frames)
+    def _pool(
+        self, weights: dict[str, float], generator: np.random.Generator
+    ) -> list[list[tuple[Shard, Clip]]]:
+        """Draw clips and divide them into batches, clips of like length together."""
+        kinds = generator.choice(list(weights), POOL, p=list(weights.values()))
+        drawn = [self._clips[kind][generator.integers(len(self._clips[kind]))] for kind in kinds]
+        short = [pair for pair in drawn if pair[1].frames <= self._settings.longest]
+        batches: list[list[tuple[Shard, Clip]]] = [[]]
+        for pair in sorted(short, key=lambda pair: pair[1].frames):
+            full = (len(batches[-1]) + 1) * pair[1].frames > self._settings.batch_frames
+            if full and batches[-1]:
+                batches.append([])
+            batches[-1].append(pair)
+        return batches
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield batches without end, clips of like length together."""
-        while True:
-            batches: list[list[tuple[Shard, Clip]]] = [[]]
-            for pair in self._pool():
-                if (len(batches[-1]) + 1) * pair[1].frames > self._budget and batches[-1]:
-                    batches.append([])
-                batches[-1].append(pair)
-            for number in self._generator.permutation(len(batches)):
-                frames = [
-                    spec_augmented(shard.frames(clip), self._generator)
-                    for shard, clip in batches[number]
-                ]
-                clips = [clip for _, clip in batches[number]]
-                yield collate(
-                    frames,
-                    clips,
-                    self._tokenizer,
-                    self.pronunciations,
-                    corruption=0.08,
-                    generator=self._generator,
-                )
+    def _batch(self, pairs: list[tuple[Shard, Clip]], generator: np.random.Generator) -> Batch:
+        frames = []
+        for shard, clip in pairs:
+            made = shard.frames(clip)
+            if generator.random() < WARPED_SHARE:
+                made = warped(made, generator.uniform(*WARP))
+            frames.append(spec_augmented(made, generator))
+        return collate(
+            frames,
+            [clip for _, clip in pairs],
+            self._tokenizer,
+            self.pronunciations,
+            corruption=CORRUPTION,
+            generator=generator,
+        )
+
+    def stream(
+        self, rank: int, step: int, kinds: Callable[[int], dict[str, float]]
+    ) -> Iterator[Batch]:
+        """Yield batches without end, from a step on.
+
+        Parameters
+        ----------
+        rank : int
+            The process: each has batches of its own.
+        step : int
+            The first to give; what is given is what would have come after those before it.
+        kinds : callable
+            How often a clip of each kind is drawn, by the step at which a pool begins.
+        """
+        reached = 0
+        for pool in count():
+            generator = np.random.default_rng([self._settings.seed, rank, pool])
+            batches = self._pool(kinds(reached), generator)
+            for place in generator.permutation(len(batches)):
+                if reached >= step:
+                    own = np.random.default_rng([self._settings.seed, rank, pool, place])
+                    yield self._batch(batches[place], own)
+                reached += 1

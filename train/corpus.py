@@ -26,7 +26,8 @@ import soundfile
 
 from train import augment
 from train.features import write_shard
-from train.recordings import Recording, divided, fetch, guard, librivox, prompts
+from train.recordings import RECORDED, Recording, divided, fetch, guard, librivox, prompts
+from train.sources import may_train
 from train.texts import Sentences, transcript
 from train.voices import SAMPLE_RATE, SHARES, UNSEEN_VOICE, VOICES, Samples
 
@@ -189,6 +190,7 @@ def save_held_out(work: Path) -> None:
 
 def build(work: Path, processes: int = 2) -> None:
     """Fetch the recordings and write every shard that is missing."""
+    may_train((*RECORDED, *SHARES, "hibari", "wordfreq"))
     fetch(work)
     save_held_out(work)
     names = [*TESTS, "real", "joined", "silence"]

@@ -1,19 +1,17 @@
-"""Training in three parts: the tower by CTC, then the decoder with it, then both quantised.
+"""Training: a run of steps that can be stopped and gone on with, in several processes.
 
-The budget is a number of minutes, since the schedule must fit whatever machine there is. A run is
-saved every few minutes and goes on from there when started again. Each process trains on batches of
-its own with one thread and the gradients are averaged: on a busy machine that wastes far less than
-threads that wait for each other in every operation.
+A run is saved every few minutes; started again, it goes on from there with the batches it would have
+seen. Each process trains on batches of its own with one thread and the gradients are averaged: on a
+busy machine that wastes far less than threads that wait for each other in every operation.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,97 +19,21 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import distributed, multiprocessing, nn
-from torch.nn import functional
 
+from quant.qat.activations import CACHES, round_activations, rounds_activations
+from quant.qat.weights import is_quantized, quantize
+from train import calibrate
 from train.architecture import TEXT, new_model
-from train.batches import ALIGNED, IGNORED, WEIGHTS, Batch, TrainingClips
+from train.batches import Batch, TrainingClips
+from train.bits import PLAN
 from train.evaluate import error_rate, transcribe
-from train.fakequant import is_quantised, quantise
 from train.features import Shard
+from train.guidance import Guide
 from train.lean import speed_up
-from train.phones import BLANK
+from train.losses import losses, tower_losses
+from train.schedule import Settings
 
 LOG_STEPS = 25
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run is told."""
-
-    minutes: float = 40.0
-    # Shares of the minutes:
-    timed_until: float = 0.15  # until when only phones of known time are learnt
-    stem_until: float = 0.4  # until when the convolutions are trained, the slowest part
-    decoder_from: float = 0.2  # when the decoder joins the tower
-    quantised_from: float = 0.65  # when weights are quantised
-    peak_rate: float = 1e-3
-    warm_up: float = 0.03
-    last_rate: float = 0.02  # of the peak
-    weight_decay: float = 0.01
-    ctc_weight: float = 0.5
-    batch_frames: int = 2_600  # of each process
-    longest: int = 400  # frames in a clip
-    seed: int = 1
-    save_minutes: float = 3.0
-    evaluate_minutes: float = 8.0
-    processes: int = 2
-
-
-def rate_at(progress: float, settings: Settings) -> float:
-    """Give the learning rate after a share of the minutes: warm-up, then a cosine."""
-    if progress < settings.warm_up:
-        return settings.peak_rate * progress / settings.warm_up
-    angle = math.pi * min(1.0, (progress - settings.warm_up) / (1 - settings.warm_up))
-    low = settings.last_rate
-    return settings.peak_rate * (low + (1 - low) * 0.5 * (1 + math.cos(angle)))
-
-
-def ctc_loss(ctc_head: nn.Linear, soft_tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Return the CTC loss per phone of the valid soft tokens, one clip after the other."""
-    soft = torch.split(soft_tokens, batch.token_lengths.tolist())
-    scores = ctc_head(nn.utils.rnn.pad_sequence(list(soft))).log_softmax(-1)
-    loss = functional.ctc_loss(
-        scores,
-        batch.targets,
-        batch.token_lengths,
-        batch.target_lengths,
-        blank=BLANK,
-        reduction="sum",
-        zero_infinity=True,
-    )
-    return loss / batch.target_lengths.sum().clamp_min(1)
-
-
-def tower_losses(
-    model: Any, ctc_head: nn.Linear, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross entropy of phones of known time and the CTC loss, without the decoder."""
-    out = model.model.get_audio_features(batch.features, batch.mask)
-    soft_tokens = out.pooler_output[out.attention_mask]
-    timed = functional.cross_entropy(
-        ctc_head(soft_tokens), batch.heard, ignore_index=IGNORED, reduction="sum"
-    )
-    timed = timed / (batch.heard != IGNORED).sum().clamp_min(1)
-    return timed, ctc_loss(ctc_head, soft_tokens, batch)
-
-
-def losses(model: Any, ctc_head: nn.Linear, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross entropy of the answers per token, and the CTC loss per phone."""
-    kept = batch.labels.shape[1] - int((batch.labels != IGNORED).int().argmax(1).min())
-    out = model.model(
-        input_ids=batch.input_ids,
-        input_features=batch.features,
-        input_features_mask=batch.mask,
-        use_cache=False,
-        logits_to_keep=kept,  # layers that share keys and values see the answers only
-    )
-    labels = batch.labels[:, -kept:]
-    answered = labels != IGNORED
-    table = model.model.language_model.embed_tokens.weight
-    cap = TEXT["final_logit_softcapping"]
-    logits = torch.tanh(functional.linear(out.last_hidden_state[answered], table) / cap) * cap
-    entropy = functional.cross_entropy(logits, labels[answered], label_smoothing=0.05)
-    return entropy, ctc_loss(ctc_head, out.audio_hidden_states, batch)
 
 
 def averaged(parameters: Sequence[nn.Parameter], values: list[float]) -> list[float]:
@@ -129,7 +51,7 @@ def averaged(parameters: Sequence[nn.Parameter], values: list[float]) -> list[fl
 
 
 class Run:
-    """One training run: model, optimiser, and the minutes spent on it.
+    """One training run: model, optimiser, and the steps and minutes spent on it.
 
     Parameters
     ----------
@@ -144,7 +66,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.model = new_model(settings.seed)
         speed_up(self.model)
-        self.clips = TrainingClips(work, tokenizer, settings.batch_frames, settings.longest)
+        self.guide = Guide(self.model)
+        self.clips = TrainingClips(work, tokenizer, settings)
         self.ctc_head = nn.Linear(TEXT["hidden_size"], len(self.clips.pronunciations))
         self.seconds, self.step = 0.0, 0
         self._started = time.monotonic()
@@ -152,10 +75,8 @@ class Run:
         if (self.folder / "state.pt").exists():
             self._load()
 
-    @property
-    def progress(self) -> float:
-        """The share of the minutes that is spent."""
-        return self.seconds / (60 * self.settings.minutes)
+    def _reached(self, share: float) -> bool:
+        return self.settings.reached(share, self.step)
 
     def _new_optimiser(self) -> torch.optim.AdamW:
         parameters = [*self.model.model.parameters(), *self.ctc_head.parameters()]
@@ -167,21 +88,40 @@ class Run:
         ]
         return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
 
-    def _quantise(self) -> None:
+    def _quantize(self) -> None:
+        with self._new_parameters():
+            quantize(self.model, PLAN)
+
+    def _round_activations(self, scales: dict[tuple[str, str], torch.Tensor] | None) -> None:
+        with self._new_parameters():
+            round_activations(self.model, PLAN, scales)
+
+    @contextmanager
+    def _new_parameters(self) -> Iterator[None]:
+        """Hand the scales that are added meanwhile to the optimiser."""
         before = {id(parameter) for parameter in self.model.model.parameters()}
-        quantise(self.model)
+        yield
         scales = [p for p in self.model.model.parameters() if id(p) not in before]
         self.optimiser.add_param_group({"params": scales, "weight_decay": 0.0})
+
+    def _choose_precision(self) -> None:
+        """Quantize weights, then activations, when it is time."""
+        if self._reached(self.settings.quantised_from) and not is_quantized(self.model):
+            self.save("float.pt")  # a longer run can go on from here
+            self._quantize()
+        if self._reached(self.settings.static_from) and not rounds_activations(self.model):
+            scales = calibrate.seen(self.model, self.clips)
+            shared = [scales if self.rank == 0 else None]
+            if distributed.is_initialized():
+                distributed.broadcast_object_list(shared)
+            self._round_activations(shared[0])
 
     def _freeze_stem(self, frozen: bool) -> None:
         stem = self.model.model.audio_tower.subsample_conv_projection
         for layer in (stem.layer0, stem.layer1):
             layer.requires_grad_(not frozen)
 
-    def _choose_kinds(self) -> None:
-        self.clips.weights = ALIGNED if self.progress < self.settings.timed_until else WEIGHTS
-
-    def save(self) -> None:
+    def save(self, name: str = "state.pt") -> None:
         """Write the state; an interrupted write leaves the last one."""
         if self.rank:
             return
@@ -189,17 +129,20 @@ class Run:
             "model": self.model.model.state_dict(),
             "ctc_head": self.ctc_head.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "quantised": is_quantised(self.model),
+            "quantised": is_quantized(self.model),
+            "static": rounds_activations(self.model),
             "seconds": self.seconds,
             "step": self.step,
         }
         torch.save(state, self.folder / "state.new")
-        (self.folder / "state.new").replace(self.folder / "state.pt")
+        (self.folder / "state.new").replace(self.folder / name)
 
     def _load(self) -> None:
         state = torch.load(self.folder / "state.pt", weights_only=True)
         if state["quantised"]:
-            self._quantise()
+            self._quantize()
+        if state["static"]:
+            self._round_activations(None)
         self.model.model.load_state_dict(state["model"])
         self.ctc_head.load_state_dict(state["ctc_head"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -213,78 +156,81 @@ class Run:
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
+    def batches(self) -> Iterator[Batch]:
+        """Give the batches from the present step on, those a run in one piece would see."""
+        return self.clips.stream(self.rank, self.step, self.settings.kinds)
+
     def update(self, batch: Batch) -> list[float]:
-        """Take one step; return the two losses and the seconds, means over the processes.
+        """Take one step; return the three losses and the seconds, means over the processes.
 
         The seconds are those since the end of the step before, evaluations left out.
         """
+        self._choose_precision()
         self.model.train()
         for group in self.optimiser.param_groups:
-            group["lr"] = rate_at(self.progress, self.settings)
-        self._freeze_stem(self.progress >= self.settings.stem_until)
+            group["lr"] = self.settings.rate(self.step)
+        self._freeze_stem(self._reached(self.settings.stem_until))
         ctc_weight = self.settings.ctc_weight
-        if self.progress < self.settings.decoder_from:
+        if not self._reached(self.settings.decoder_from):
             entropy, ctc = tower_losses(self.model, self.ctc_head, batch)
-            if self.progress < self.settings.timed_until:
+            guidance = torch.zeros(())
+            if not self._reached(self.settings.timed_until):
                 ctc_weight = 0.0
         else:
-            entropy, ctc = losses(self.model, self.ctc_head, batch)
+            entropy, ctc, guidance = losses(self.model, self.ctc_head, self.guide, batch)
         self.optimiser.zero_grad(set_to_none=True)
-        (entropy + ctc_weight * ctc).backward()
+        (entropy + ctc_weight * ctc + self.settings.guide_weight * guidance).backward()
         parameters = [*self.model.model.parameters(), *self.ctc_head.parameters()]
         measured = averaged(
-            parameters, [entropy.item(), ctc.item(), time.monotonic() - self._started]
+            parameters,
+            [entropy.item(), ctc.item(), guidance.item(), time.monotonic() - self._started],
         )
         self._started = time.monotonic()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimiser.step()
         self.step += 1
-        self.seconds += measured[2]
+        self.seconds += measured[3]
         return measured
 
     def evaluate(self) -> None:
         """Log the word error rate on every second held-out prompt."""
-        if self.rank or self.progress < self.settings.decoder_from:
+        if self.rank or not self._reached(self.settings.decoder_from):
             return
         shard = Shard(self.work / "shards" / "held-out")
         clips = shard.clips[::2]
         said = [transcribe(self.model, self.tokenizer, shard.frames(clip)) for clip in clips]
         rate = error_rate([clip.text for clip in clips], said)
         examples = [f"{clip.text} | {text}" for clip, text in zip(clips[:8], said, strict=False)]
-        self.log(held_out_wer=round(rate, 4), quantised=is_quantised(self.model), examples=examples)
+        self.log(held_out_wer=round(rate, 4), quantised=is_quantized(self.model), examples=examples)
 
     def train(self) -> None:
-        """Train until the minutes are spent."""
-        self.log(hours=self.clips.hours)
-        self.clips.seed(1_000_000 * self.rank + self.settings.seed + self.step)
-        self._choose_kinds()
-        recent: deque[tuple[float, float, float, int]] = deque(maxlen=LOG_STEPS)
-        saved = evaluated = self.seconds
+        """Train until the steps are done."""
+        self.log(hours=self.clips.hours, steps=self.settings.steps)
+        recent: deque[tuple[float, float, float, float, int]] = deque(maxlen=LOG_STEPS)
+        saved = self.seconds
         self._started = time.monotonic()
-        for batch in self.clips:
-            if self.progress >= self.settings.quantised_from and not is_quantised(self.model):
-                self._quantise()
-            self._choose_kinds()
-            entropy, ctc, spent = self.update(batch)
-            recent.append((entropy, ctc, spent, len(batch.mask) * self.settings.processes))
+        for batch in self.batches():
+            entropy, ctc, guidance, spent = self.update(batch)
+            counted = len(batch.mask) * self.settings.processes
+            recent.append((entropy, ctc, guidance, spent, counted))
             if self.step % LOG_STEPS == 0:
-                entropies, ctcs, seconds, counts = map(sum, zip(*recent, strict=True))
+                entropies, ctcs, guidances, seconds, counts = map(sum, zip(*recent, strict=True))
                 self.log(
                     entropy=round(entropies / len(recent), 4),
                     ctc=round(ctcs / len(recent), 4),
+                    guidance=round(guidances / len(recent), 4),
                     clips_per_second=round(counts / seconds, 2),
-                    rate=rate_at(self.progress, self.settings),
+                    rate=self.settings.rate(self.step),
                 )
-            if self.seconds - evaluated > 60 * self.settings.evaluate_minutes:
-                evaluated = self.seconds
-                self.evaluate()
-                self._started = time.monotonic()
-            if self.seconds - saved > 60 * self.settings.save_minutes or self.progress >= 1:
+            done = self._reached(1.0)
+            if self.seconds - saved > 60 * self.settings.save_minutes or done:
                 saved = self.seconds
                 self.save()
-            if self.progress >= 1:
+            if self.step % self.settings.evaluate_steps == 0 or done:
+                self.evaluate()
+                self._started = time.monotonic()
+            if done:
                 break
-        self.evaluate()
 
 
 def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
@@ -301,16 +247,27 @@ def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
 
 
 def fit(work: Path, tokenizer: Tokenizer, settings: Settings) -> None:
-    """Train in several processes until the minutes are spent."""
+    """Train in several processes until the steps are done."""
     arguments = (work, tokenizer.to_str(), settings)
     multiprocessing.spawn(_worker, arguments, nprocs=settings.processes)
 
 
-def saved_model(work: Path) -> Any:
-    """Load the model of the last saved state."""
-    state = torch.load(work / "run" / "state.pt", weights_only=True)
+def saved_model(work: Path, name: str = "state.pt") -> Any:
+    """Load the model of a saved state."""
+    state = torch.load(work / "run" / name, weights_only=True)
     model = new_model(0)
     if state["quantised"]:
-        quantise(model)
+        quantize(model, PLAN)
+    if state["static"]:
+        round_activations(model, PLAN)
     model.model.load_state_dict(state["model"])
     return model
+
+
+def cache_scales(
+    work: Path, model: Any, tokenizer: Tokenizer
+) -> dict[tuple[str, str], torch.Tensor]:
+    """Calibrate the scales of keys and values."""
+    clips = TrainingClips(work, tokenizer, Settings())
+    found = calibrate.seen(model, clips)
+    return {key: scale for key, scale in found.items() if key[1] in CACHES}

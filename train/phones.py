@@ -18,9 +18,9 @@ BLANK = 0
 
 
 def pronounced(text: str) -> str:
-    """Give the phones of a transcript, one character each."""
+    """Give the phones of a transcript, one character each, with spaces between the words."""
     spoken = "".join(hibari_engine().phonemize(text)) if text else ""
-    return "".join(sign for sign in spoken if sign.isalpha() and sign not in "ˈˌː")
+    return "".join(sign for sign in spoken if sign == " " or (sign.isalpha() and sign not in "ˈˌː"))
 
 
 def write(path: Path, texts: Iterable[str]) -> None:
@@ -34,7 +34,7 @@ class Pronunciations:
 
     def __init__(self, path: Path) -> None:
         self._phones: dict[str, str] = json.loads(path.read_text())
-        alphabet = sorted(set("".join(self._phones.values())))
+        alphabet = sorted(set("".join(self._phones.values())) - {" "})
         self._numbers = {phone: number for number, phone in enumerate(alphabet, start=BLANK + 1)}
 
     def __len__(self) -> int:
@@ -48,4 +48,8 @@ class Pronunciations:
         """Give the phones of a clip of the corpus."""
         if clip.timed:
             return [self.number(phone) for phone, _ in clip.timed if phone]
-        return [self._numbers[phone] for phone in self._phones[clip.text]]
+        return [self._numbers[phone] for phone in self.spoken(clip.text) if phone != " "]
+
+    def spoken(self, text: str) -> str:
+        """Give the phones of a transcript of the corpus, word by word."""
+        return self._phones[text]

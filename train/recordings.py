@@ -22,7 +22,8 @@ from train.voices import Samples, read
 
 HELD_OUT = Path(__file__).with_name("heldout.txt")
 HELD_OUT_SHARE = 5  # one key in five
-PACKAGES = ("asterisk-core-sounds-en", "asterisk-core-sounds-en-g722", "pocketsphinx-testdata")
+RECORDED = ("asterisk-core-sounds-en", "asterisk-core-sounds-en-g722")
+PACKAGES = (*RECORDED, "pocketsphinx-testdata")
 TRANSCRIPTS = "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
 SOUNDS = "usr/share/asterisk/sounds"
 LIBRIVOX = "usr/share/pocketsphinx/test/data/librivox"

@@ -1,0 +1,177 @@
+"""The rules of the training recipe: what may be learnt from, and that a run can be stopped and gone on with."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("hibari")
+
+import torch
+
+from train import phones
+from train.features import MELS, Clip
+from train.guidance import NEXT, UNKNOWN, best_path, phone_ranges, windows
+from train.loop import Run
+from train.recordings import Recording, chosen_keys, divided, guard, held_out_keys
+from train.schedule import Settings
+from train.sources import may_train
+from train.texts import Sentences, transcript
+from train.tokens import train_tokenizer
+from train.voices import SHARES, UNSEEN_VOICE
+
+
+def test_a_held_out_recording_is_refused() -> None:
+    with pytest.raises(ValueError, match="held-out"):
+        guard(["vm-goodbye", min(held_out_keys())])
+
+
+def test_a_divided_set_passes_the_guard() -> None:
+    keys = [*sorted(held_out_keys())[:5], "not-held-out"]
+    training, testing = divided(Recording(key, "one", Path(key)) for key in keys)
+    guard(recording.key for recording in training)
+    assert [recording.key for recording in testing] == keys[:5]
+
+
+def test_other_takes_of_held_out_sentences_are_held_out_too() -> None:
+    keys = [f"take-{number}" for number in range(40)]
+    chosen = chosen_keys(Recording(key, "please say this", Path(key)) for key in keys)
+    assert chosen == set(keys)
+
+
+def test_the_unseen_voice_is_not_a_training_voice() -> None:
+    assert UNSEEN_VOICE not in SHARES
+
+
+def test_every_training_voice_has_a_licence_that_allows_it() -> None:
+    may_train(SHARES)
+
+
+@pytest.mark.parametrize("name", ["fillets-ng-data", "tuxpaint-stamps-default", "unheard-of"])
+def test_a_source_without_such_a_licence_is_refused(name: str) -> None:
+    with pytest.raises(PermissionError, match=name):
+        may_train([name])
+
+
+def test_no_sentence_contains_a_banned_transcript() -> None:
+    prompts = ["please hold the line", "hold the line please", "goodbye now"]
+    banned = "hold the line"
+    source = Sentences(prompts, {banned}, ["apple", "river"], seed=3)
+    said = [transcript(source.draw()) for _ in range(300)]
+    assert not [text for text in said if banned in text]
+
+
+def brute_force(scores: np.ndarray, said: list[int]) -> float:
+    """The logarithm of the probability of the best path, by trying all."""
+    best = -np.inf
+    for path in itertools.product(range(scores.shape[1]), repeat=len(scores)):
+        heard = [k for i, k in enumerate(path) if k and (i == 0 or path[i - 1] != k)]
+        if heard == said:
+            best = max(best, float(sum(scores[i, k] for i, k in enumerate(path))))
+    return best
+
+
+@pytest.mark.parametrize("said", [[1], [1, 2], [1, 1], [2, 1, 2]])
+def test_the_best_path_is_the_best_of_all(said: list[int]) -> None:
+    scores = np.log(np.random.default_rng(len(said)).dirichlet(np.ones(3), 6))
+    (found,) = best_path(scores[:, None], [said], [6])
+    assert found is not None
+    path = np.zeros(6, dtype=int)
+    for phone, first, last in zip(said, *found, strict=True):
+        path[first : last + 1] = phone
+    assert scores[np.arange(6), path].sum() == pytest.approx(brute_force(scores, said))
+
+
+def test_a_clip_in_a_batch_has_the_path_it_has_alone() -> None:
+    scores = np.log(np.random.default_rng(5).dirichlet(np.ones(4), (9, 2)))
+    together = best_path(scores, [[1, 2, 3], [2, 2]], [9, 6])
+    alone = best_path(scores[:6, 1:], [[2, 2]], [6])
+    assert together[1] is not None
+    assert alone[0] is not None
+    assert np.array_equal(together[1], alone[0])
+
+
+def test_a_clip_too_short_for_its_phones_has_no_path() -> None:
+    scores = np.log(np.full((2, 1, 3), 1 / 3))
+    assert best_path(scores, [[1, 1]], [2]) == [None]
+
+
+def test_pieces_share_the_phones_of_their_word() -> None:
+    assert phone_ranges(["▁con", "ference", "▁a"], ["kɑnfɹəns", "ɐ"]) == [(0, 3), (2, 8), (8, 9)]
+
+
+def test_the_answer_is_told_where_its_words_are_and_then_the_end() -> None:
+    scores = np.full((8, 1, 3), -9.0)
+    for step, phone in enumerate([0, 1, 1, 0, 2, 0, 0, 0]):
+        scores[step, 0, phone] = 0.0
+    found = windows(torch.from_numpy(scores), [[(0, 1), (1, 2)]], [[1, 2]], [8], [1], 5)
+    assert found[NEXT, 0].tolist() == [[UNKNOWN] * 2, [0, 4], [3, 6], [5, 8], [UNKNOWN] * 2]
+
+
+SAID = ["please hold", "one two", "press three", "goodbye now"]
+SHORT = Settings(
+    steps=10,
+    batch_frames=240,
+    timed_until=0.1,
+    decoder_from=0.2,
+    quantised_from=0.5,
+    static_from=0.7,
+)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A work folder whose clips are noise."""
+    generator = np.random.default_rng(11)
+    for name in ("real", "joined", "voices-00", "silence", "aligned-0"):
+        frames = generator.standard_normal((len(SAID) * 60, MELS))
+        clips = [
+            Clip(60 * place, 60, "" if name == "silence" else text, source, f"{name}/{place}")
+            for place, text in enumerate(SAID)
+            for source in (["hibari", "pico-us"] if name == "voices-00" else [name])
+        ]
+        path = tmp_path / "shards" / name
+        path.parent.mkdir(exist_ok=True)
+        np.save(path.with_suffix(".npy"), frames.astype(np.float16))
+        path.with_suffix(".jsonl").write_text(
+            "\n".join(json.dumps(clip.__dict__) for clip in clips) + "\n"
+        )
+    phones.write(tmp_path / "phones.json", ["", *SAID])
+    return tmp_path
+
+
+def trained(run: Run, steps: int) -> None:
+    """Take some steps."""
+    for batch in itertools.islice(run.batches(), steps):
+        run.update(batch)
+
+
+def test_a_run_that_was_stopped_ends_where_one_in_one_piece_does(work: Path) -> None:
+    torch.set_num_threads(1)
+    tokenizer = train_tokenizer(SAID * 5)
+    whole = Run(work, tokenizer, SHORT)
+    trained(whole, SHORT.steps)
+    first = Run(work, tokenizer, SHORT)
+    trained(first, 8)  # weights and activations are quantised by then
+    first.save()
+    second = Run(work, tokenizer, SHORT)
+    trained(second, 2)
+    want = whole.model.model.state_dict()
+    found = second.model.model.state_dict()
+    assert want.keys() == found.keys()
+    assert not [name for name in want if not torch.equal(want[name], found[name])]
+
+
+def test_a_held_out_key_in_a_shard_is_refused(work: Path) -> None:
+    path = work / "shards" / "joined.jsonl"
+    lines = path.read_text().splitlines()
+    clip = json.loads(lines[0])
+    clip["key"] = f"vm-goodbye+{min(held_out_keys())}"
+    path.write_text("\n".join([json.dumps(clip), *lines[1:]]) + "\n")
+    with pytest.raises(ValueError, match="held-out"):
+        Run(work, train_tokenizer(SAID * 5), SHORT)

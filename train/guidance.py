@@ -1,0 +1,199 @@
+"""Attention that is told where to look: in the decoder, at the sound of the word to be written.
+
+An attention decoder that learns from few hours finds out last of all where in the sound it is; until
+then it guesses from the words before. The tower's CTC head knows the places from early on, so its best
+path through a transcript gives each token of the answer the soft tokens it is heard in, and some
+heads of the full layers are trained to look there.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from train.phones import BLANK
+
+HERE, NEXT = 0, 1
+GUIDED = {1: {0: HERE}, 3: {0: NEXT, 1: NEXT}, 5: {0: NEXT, 1: NEXT}}
+"""Layer, head and what it looks at: the sound of the token just written, or of the next one."""
+UNKNOWN = -1
+
+
+def best_path(
+    scores: np.ndarray, targets: list[list[int]], lengths: list[int]
+) -> list[tuple[np.ndarray, np.ndarray] | None]:
+    """Find where CTC's most probable path emits each phone.
+
+    Parameters
+    ----------
+    scores : ndarray, shape (tokens, clips, phones)
+        Logarithms of probabilities.
+    targets : list of list of int
+        The phones of each clip.
+    lengths : list of int
+        The soft tokens of each clip.
+
+    Returns
+    -------
+    list of (first, last) or None
+        For each clip the first and the last soft token of each phone; None if it is too short.
+    """
+    steps, clips, _ = scores.shape
+    states = 2 * max(len(said) for said in targets) + 1
+    labels = np.full((clips, states), BLANK)
+    for row, said in zip(labels, targets, strict=True):
+        row[1 : 2 * len(said) : 2] = said
+    skips = np.zeros((clips, states), dtype=bool)
+    skips[:, 2:] = (labels[:, 2:] != BLANK) & (labels[:, 2:] != labels[:, :-2])
+    emitted = np.take_along_axis(scores, np.broadcast_to(labels, (steps, clips, states)), axis=2)
+    best = np.full((clips, states + 2), -np.inf)  # two states before the first that never are
+    best[:, 2:4] = emitted[0, :, :2]
+    came = np.zeros((steps, clips, states), dtype=np.int8)
+    going = np.arange(steps)[:, None] < np.array(lengths)
+    for step in range(1, steps):
+        ways = np.stack([best[:, 2:], best[:, 1:-1], np.where(skips, best[:, :-2], -np.inf)])
+        came[step] = ways.argmax(0)
+        moved = ways.max(0) + emitted[step]
+        best[:, 2:] = np.where(going[step][:, None], moved, best[:, 2:])
+        came[step][~going[step]] = 0
+    rows = np.arange(clips)
+    ends = 2 * np.array([len(said) for said in targets])
+    before = np.maximum(ends - 1, 0)
+    state = np.where(best[rows, 2 + ends] >= best[rows, 2 + before], ends, before)
+    possible = np.isfinite(best[rows, 2 + state])
+    path = np.empty((steps, clips), dtype=int)
+    for step in range(steps - 1, -1, -1):
+        path[step] = state
+        state = np.maximum(state - came[step, rows, state], 0)
+    found: list[tuple[np.ndarray, np.ndarray] | None] = []
+    for clip, said in enumerate(targets):
+        if not possible[clip] or not said:
+            found.append(None)
+            continue
+        along = path[: lengths[clip], clip]
+        wanted = 2 * np.arange(len(said)) + 1
+        found.append(
+            (np.searchsorted(along, wanted), np.searchsorted(along, wanted, side="right") - 1)
+        )
+    return found
+
+
+def phone_ranges(pieces: list[str], words: list[str]) -> list[tuple[int, int]]:
+    """Share the phones of each word out among its pieces, by their letters.
+
+    Parameters
+    ----------
+    pieces : list of str
+        The pieces of a transcript, "▁" before each word but the first.
+    words : list of str
+        The phones of each word.
+
+    Returns
+    -------
+    list of (first, past)
+        For each piece its phones, at least one, counted through the transcript.
+    """
+    grouped: list[list[int]] = []
+    for piece in pieces:
+        if piece.startswith("▁") or not grouped:
+            grouped.append([])
+        grouped[-1].append(len(piece.lstrip("▁")))
+    ranges, start = [], 0
+    for letters, phones in zip(grouped, words, strict=True):
+        edges = np.cumsum([0, *letters]) / max(1, sum(letters)) * len(phones)
+        for left, right in pairwise(edges):
+            first = min(int(left), len(phones) - 1)
+            ranges.append((start + first, start + max(first + 1, int(np.ceil(right)))))
+        start += len(phones)
+    return ranges
+
+
+class Guide:
+    """The part of the attention weights that falls where it should.
+
+    Parameters
+    ----------
+    model : Gemma4ForConditionalGeneration
+        Its full layers are watched from here on, while it trains.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._weights: dict[int, torch.Tensor] = {}
+        for layer in GUIDED:
+            attention = model.model.language_model.layers[layer].self_attn
+            attention.register_forward_hook(partial(self._keep, layer))
+
+    def _keep(self, layer: int, module: torch.nn.Module, _: Any, output: Any) -> None:
+        if module.training:
+            self._weights[layer] = output[1]
+
+    def loss(self, windows: torch.Tensor, first_audio: int) -> torch.Tensor:
+        """Return the mean negative logarithm of the weight inside the windows.
+
+        Parameters
+        ----------
+        windows : Tensor of int, shape (2, clips, answers, 2)
+            For `HERE` and `NEXT`, the first soft token to look at and the one past the last;
+            `UNKNOWN` where there is no telling.
+        first_audio : int
+            The place of the first soft token in the sequence.
+        """
+        answers = windows.shape[2]
+        losses = []
+        for layer, heads in GUIDED.items():
+            weights = self._weights.pop(layer)[:, :, -answers:]
+            places = torch.arange(weights.shape[-1]) - first_audio
+            for head, goal in heads.items():
+                low, high = windows[goal, ..., :1], windows[goal, ..., 1:]
+                inside = (places >= low) & (places < high)
+                known = low[..., 0] != UNKNOWN
+                hit = (weights[:, head] * inside).sum(-1)[known]
+                losses.append(-(hit + 1e-4).log())
+        return torch.cat(losses).mean() if sum(map(len, losses)) else torch.zeros(())
+
+
+def windows(
+    scores: torch.Tensor,
+    spans: list[list[tuple[int, int]] | None],
+    targets: list[list[int]],
+    lengths: list[int],
+    starts: list[int],
+    answers: int,
+) -> torch.Tensor:
+    """Say where the decoder should look at each place of the answers.
+
+    Parameters
+    ----------
+    scores : Tensor, shape (tokens, clips, phones)
+        Logarithms of the CTC head's probabilities.
+    spans : list
+        The phones of every token of each transcript, or None.
+    targets, lengths : list
+        Phones and number of soft tokens of each clip.
+    starts : list of int
+        The place among `answers` at which the first token of each transcript is predicted.
+    answers : int
+        Places of the answers, of which the rows' own may be fewer.
+
+    Returns
+    -------
+    Tensor of int, shape (2, clips, answers, 2)
+        As `Guide.loss` takes them.
+    """
+    made = np.full((2, len(targets), answers, 2), UNKNOWN)
+    paths = best_path(scores.detach().numpy(), targets, lengths)
+    for clip, (span, path, length, start) in enumerate(
+        zip(spans, paths, lengths, starts, strict=True)
+    ):
+        if span is None or path is None or span[-1][1] > len(path[0]):
+            continue
+        first, last = path
+        heard = [(max(0, first[a] - 1), min(length, last[b - 1] + 2)) for a, b in span]
+        end = (min(last[-1] + 1, length - 1), length)
+        made[NEXT, clip, start : start + len(heard) + 1] = [*heard, end]
+        made[HERE, clip, start + 1 : start + len(heard) + 1] = heard
+    return torch.from_numpy(made)
