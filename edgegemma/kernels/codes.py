@@ -1,5 +1,7 @@
-"""Multiply a few rows by packed codes: four weight rows against one activation row at a time.
+"""Multiply a few rows by packed codes: two weight rows against one activation row at a time.
 
+The codes are read once, in order, as fast as the memory gives them: two rows are enough to hide what an
+addition waits for, and more streams than that, of rows of some hundred bytes, are not foreseen by the CPU.
 Many rows go through `matmul`. A result is the same chain of operations there, so a row's bits do not
 depend on how many rows are in the call.
 """
@@ -23,6 +25,7 @@ from edgegemma.kernels.simd import (
     load_floats,
     load_ints,
     multiply,
+    prefetch,
     sum_floats,
     sum_ints,
     to_floats,
@@ -31,6 +34,7 @@ from edgegemma.kernels.simd import (
 
 _WIDTH, _LANES = simd.WIDTH, simd.LANES
 _CHUNK = 32  # weight rows a thread takes at once: together they fit its first-level cache
+_AHEAD = 8192  # bytes from the codes in use to those asked of memory; beyond the last row that is harmless
 
 
 def _codes(x, codes, scale, activation, bits, block, y):  # type: ignore[no-untyped-def]
@@ -72,7 +76,7 @@ def _chunks(address, codes, scale, out, r, index, count, y):  # type: ignore[no-
 
 
 def _integers(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-    """Four results by an exact integer each: weight rows n[k] against activation rows m[k]."""
+    """Two results by an exact integer each: weight rows n[0] and n[1] against activation row m."""
     raise NotImplementedError
 
 
@@ -80,29 +84,27 @@ def _integers(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-unt
 def _overload_integers(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
     width = bits.literal_value
 
-    def four(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
+    def two(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
         size, x_size = codes.shape[1], r.planes.shape[1]
         last = size - _WIDTH
-        a0, a1 = load_ints(r.total, m[0] * _LANES), load_ints(r.total, m[1] * _LANES)
-        a2, a3 = load_ints(r.total, m[2] * _LANES), load_ints(r.total, m[3] * _LANES)
+        first, second = n[0] * size, n[1] * size
+        a0 = a1 = load_ints(r.total, m * _LANES)
         for j in range(0, x_size, _WIDTH * 8 // width):
             i = min(j * width // 8, last)
-            a0 = dot(a0, load(codes, n[0] * size + i), r.planes, m[0] * x_size + j, width)
-            a1 = dot(a1, load(codes, n[1] * size + i), r.planes, m[1] * x_size + j, width)
-            a2 = dot(a2, load(codes, n[2] * size + i), r.planes, m[2] * x_size + j, width)
-            a3 = dot(a3, load(codes, n[3] * size + i), r.planes, m[3] * x_size + j, width)
+            prefetch(codes, first + i + _AHEAD)
+            prefetch(codes, second + i + _AHEAD)
+            a0 = dot(a0, load(codes, first + i), r.planes, m * x_size + j, width)
+            a1 = dot(a1, load(codes, second + i), r.planes, m * x_size + j, width)
         return (
-            np.float32(sum_ints(a0)) * r.rows[m[0]] * scale[n[0], 0],
-            np.float32(sum_ints(a1)) * r.rows[m[1]] * scale[n[1], 0],
-            np.float32(sum_ints(a2)) * r.rows[m[2]] * scale[n[2], 0],
-            np.float32(sum_ints(a3)) * r.rows[m[3]] * scale[n[3], 0],
+            np.float32(sum_ints(a0)) * r.rows[m] * scale[n[0], 0],
+            np.float32(sum_ints(a1)) * r.rows[m] * scale[n[1], 0],
         )
 
-    return four
+    return two
 
 
 def _blocks(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-    """Four results by an exact integer for each lane of each unit, scaled and added in float32."""
+    """Two results by an exact integer for each lane of each unit, scaled and added in float32."""
     raise NotImplementedError
 
 
@@ -110,22 +112,22 @@ def _blocks(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyp
 def _overload_blocks(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
     width = bits.literal_value
 
-    def four(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
+    def two(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
         size, groups = codes.shape[1], scale.shape[1]
-        t0 = t1 = t2 = t3 = zero_floats()
+        first, second = n[0] * size, n[1] * size
+        t0 = t1 = zero_floats()
         for u in range(r.lanes.shape[1] // _LANES):
             i, even = u * _WIDTH, count
             if i > size - _WIDTH:  # the overlapping unit's lanes do not start with a block
                 i, even = size - _WIDTH, count if groups == 1 else 0
-            c0, c1 = load(codes, n[0] * size + i), load(codes, n[1] * size + i)
-            c2, c3 = load(codes, n[2] * size + i), load(codes, n[3] * size + i)
-            t0 = _add_unit(t0, c0, r, m[0], u, scale, n[0] * groups, index, even, width)
-            t1 = _add_unit(t1, c1, r, m[1], u, scale, n[1] * groups, index, even, width)
-            t2 = _add_unit(t2, c2, r, m[2], u, scale, n[2] * groups, index, even, width)
-            t3 = _add_unit(t3, c3, r, m[3], u, scale, n[3] * groups, index, even, width)
-        return sum_floats(t0), sum_floats(t1), sum_floats(t2), sum_floats(t3)
+            prefetch(codes, first + i + _AHEAD)
+            prefetch(codes, second + i + _AHEAD)
+            c0, c1 = load(codes, first + i), load(codes, second + i)
+            t0 = _add_unit(t0, c0, r, m, u, scale, n[0] * groups, index, even, width)
+            t1 = _add_unit(t1, c1, r, m, u, scale, n[1] * groups, index, even, width)
+        return sum_floats(t0), sum_floats(t1)
 
-    return four
+    return two
 
 
 def _add_unit(total, unit, r, m, u, scale, s, index, even, bits):  # type: ignore[no-untyped-def]
@@ -148,16 +150,16 @@ def _overload_add_unit(total, unit, r, m, u, scale, s, index, even, bits):  # ty
     return add
 
 
-def _make_chunk(four: Any, bits: int) -> Any:
+def _make_chunk(two: Any, bits: int) -> Any:
     """Make the kernel of a code width: weight rows first … stop against all activation rows."""
 
     def chunk(codes, scale, out, r, index, count, y, first, stop):  # type: ignore[no-untyped-def]
         for m in range(r.planes.shape[0]):
-            for n in range(first, stop, 4):
-                ns = (n, min(n + 1, stop - 1), min(n + 2, stop - 1), min(n + 3, stop - 1))
-                results = four(codes, ns, r, (m, m, m, m), scale, index, count, bits)
-                for k in range(min(4, stop - n)):
-                    y[m, n + k] = _fake(results[k], out)
+            for n in range(first, stop, 2):
+                other = min(n + 1, stop - 1)
+                results = two(codes, (n, other), r, m, scale, index, count, bits)
+                y[m, n] = _fake(results[0], out)
+                y[m, other] = _fake(results[1], out)
 
     return chunk
 

@@ -138,6 +138,15 @@ def load(b: Any, array: Any, i: Any) -> Any:
     return _load(b, array, i, V8)
 
 
+@_verb(types.void, ARRAY, types.intp)
+def prefetch(b: Any, array: Any, i: Any) -> None:
+    """Ask for the cache line of byte ``array[i]``; it need not be inside the array."""
+    place = _one(b, array, i, V8.element)
+    hint = [ir.Constant(I32, value) for value in (0, 3, 1)]  # for reading, kept close, data
+    kind = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
+    b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0"), [place, *hint])
+
+
 @_verb(Ints, Ints, Bytes, ARRAY, types.intp, LITERAL)
 def dot(b: Any, acc: Any, codes: Any, x: Any, i: Any, bits: int) -> Any:
     """Add to each lane the products of its codes with the activations at ``x[i:]``.
