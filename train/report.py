@@ -11,10 +11,13 @@ import numpy as np
 import soundfile
 from tokenizers import Tokenizer
 
+from quant.qat.weights import quantize
+from train.bits import PLAN
 from train.checkpoint import load
 from train.corpus import TESTS
 from train.evaluate import errors_and_words, transcribe
 from train.features import Shard
+from train.loop import saved_model
 from train.recordings import divided, prompts
 from train.voices import SAMPLE_RATE
 
@@ -57,6 +60,31 @@ def measured(lines: Sequence[dict[str, str]]) -> dict[str, Any]:
     }
 
 
+def transcribed(model: Any, tokenizer: Tokenizer, shard: Shard) -> list[dict[str, Any]]:
+    """Transcribe every clip of a shard."""
+    return [
+        {
+            "key": clip.key,
+            "seconds": round(clip.frames / 100, 2),
+            "reference": clip.text,
+            "hypothesis": transcribe(model, tokenizer, shard.frames(clip)),
+        }
+        for clip in shard.clips
+    ]
+
+
+def by_precision(work: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Measure the model before it was quantised in training: in floats, and rounded to the same bits.
+
+    The float model is the one quantisation started from; the quantised one was trained longer.
+    """
+    shard = Shard(work / "shards" / "held-out")
+    model = saved_model(work, "float.pt")
+    in_floats = measured(transcribed(model, tokenizer, shard))
+    quantize(model, PLAN)
+    return {"float": in_floats, "ptq": measured(transcribed(model, tokenizer, shard))}
+
+
 def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
     """Transcribe every test set with the stored checkpoint; write `eval.json` beside it."""
     model = load(checkpoint)
@@ -64,15 +92,7 @@ def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
     report: dict[str, Any] = {"decoding": "greedy", "sets": {}, "transcripts": {}}
     for name in TESTS:
         shard = Shard(work / "shards" / name)
-        lines = [
-            {
-                "key": clip.key,
-                "seconds": round(clip.frames / 100, 2),
-                "reference": clip.text,
-                "hypothesis": transcribe(model, tokenizer, shard.frames(clip)),
-            }
-            for clip in shard.clips
-        ]
+        lines = transcribed(model, tokenizer, shard)
         if name == "no-speech":
             false = sum(bool(line["hypothesis"]) for line in lines)
             report["sets"][name] = {"clips": len(lines), "clips_with_words": false}
@@ -83,6 +103,10 @@ def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
         line for line in report["transcripts"]["held-out"] if len(line["reference"].split()) > 2
     ]
     report["sets"]["held-out, three words or more"] = measured(longer)
+    report["held-out by precision"] = {
+        **by_precision(work, tokenizer),
+        "qat": report["sets"]["held-out"],
+    }
     (checkpoint / "eval.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 
@@ -133,6 +157,12 @@ def draw_losses(work: Path, picture: Path) -> None:
         [line["minutes"] for line in decoding],
         [line["entropy"] for line in decoding],
         label="cross entropy, per token",
+    )
+    guided = [line for line in decoding if "guidance" in line]
+    axes.plot(
+        [line["minutes"] for line in guided],
+        [line["guidance"] for line in guided],
+        label="attention beside the word",
     )
     axes.plot(
         [line["minutes"] for line in tests],
