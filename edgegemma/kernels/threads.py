@@ -7,7 +7,7 @@ import threading
 
 import numba
 
-SPINS = "300"
+SPINS = "10000"
 
 # Some of Numba's threading layers abort the process when two threads start parallel work at once.
 lock = threading.RLock()
@@ -18,8 +18,10 @@ def calm() -> None:
 
     OpenMP's threads wait for each other by spinning, by default for some milliseconds. A token has some 400
     parallel regions, so where other programs want the cores too that costs seconds: a token of an E2B-sized 2-bit
-    model on two busy cores took 7 to 12 s, with 300 spins 0.13 s. libgomp reads the number when it is loaded, which
-    is when Numba sees the first parallel function: call this before.
+    model on two busy cores took 7 to 12 s. Too few spins cost as well: a thread that went to sleep takes 20 µs to
+    wake, and the same model took 52 ms a token with 300 spins, 46 ms with 20,000 on two idle cores. These are some
+    0.1 ms. libgomp reads the number when it is loaded, which is when Numba sees the first parallel function: call
+    this before.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPINS
