@@ -27,6 +27,7 @@ from edgegemma.kernels.simd import (
     sum_ints,
     to_floats,
 )
+from edgegemma.kernels.static import _quantize_static
 from edgegemma.kernels.tiles import (
     add_products,
     add_unit,
@@ -51,18 +52,27 @@ def _matmul(x, codes, scale, activation, bits, block, y):  # type: ignore[no-unt
     if codes.shape[1] < _WIDTH:  # less than a vector: put the row at the end of one
         codes = _padded(codes, _WIDTH)
         in_unit = 0
-    r = _quantize(x, activation[0], bits, block)
-    index, count = r.block, in_unit
-    if scale.shape[1] == 1:
-        index, count = np.zeros_like(r.block), 1
-    exact = scale.shape[1] == 1 and activation[0] > np.float32(0.0)
+    if scale.shape[1] == 1 and activation[0] > np.float32(0.0):
+        if bits == 2:
+            address = ready("many_integers2")
+        elif bits == 4:
+            address = ready("many_integers4")
+        else:
+            address = ready("many_integers8")
+        r = _quantize_static(x, activation[0], bits)
+        _chunks(address, codes, scale, activation[1], r, r.block, 1, y)
+        return
     if bits == 2:
-        address = ready("many_integers2") if exact else ready("many_blocks2")
+        address = ready("many_blocks2")
     elif bits == 4:
-        address = ready("many_integers4") if exact else ready("many_blocks4")
+        address = ready("many_blocks4")
     else:
-        address = ready("many_integers8") if exact else ready("many_blocks8")
-    _chunks(address, codes, scale, activation[1], r, index, count, y)
+        address = ready("many_blocks8")
+    r = _quantize(x, activation[0], bits, block)
+    if scale.shape[1] == 1:
+        _chunks(address, codes, scale, activation[1], r, np.zeros_like(r.block), 1, y)
+    else:
+        _chunks(address, codes, scale, activation[1], r, r.block, in_unit, y)
 
 
 @njit(cache=True, parallel=True)
@@ -130,25 +140,27 @@ def _scale_sums(sums, scale, out, r, y, first, stop):  # type: ignore[no-untyped
     offset, steps = np.zeros(width, np.int32), np.zeros(width, np.float32)
     for m in range(rows):
         offset[m], steps[m] = sum_ints(load_ints(r.total, m * _LANES)), r.rows[m]
-    part = np.empty((_LANES, 4), np.float32)
-    scales = np.zeros(4, np.float32)
-    for n in range(0, stop - first, 4):
-        few = min(4, stop - first - n)
-        for k in range(few):
-            scales[k] = scale[first + n + k, 0]
-        for m in range(0, rows, _LANES):
-            before, step = load_ints(offset, m), load_floats(steps, m)
-            v0 = _scaled(sums, n * width + m, before, step, scales[0], out)
-            v1 = _scaled(sums, (n + 1) * width + m, before, step, scales[1], out)
-            v2 = _scaled(sums, (n + 2) * width + m, before, step, scales[2], out)
-            v3 = _scaled(sums, (n + 3) * width + m, before, step, scales[3], out)
-            if m + _LANES <= rows and few == 4:
+    part = np.empty((_LANES, _CHUNK), np.float32)
+    scales = np.zeros(_CHUNK, np.float32)
+    for n in range(stop - first):
+        scales[n] = scale[first + n, 0]
+    for m in range(0, rows, _LANES):
+        # Rows of y are often 4 KiB multiples apart, so their lines share a set of the cache: whole lines at a time.
+        whole = m + _LANES <= rows and stop - first == _CHUNK
+        before, step = load_ints(offset, m), load_floats(steps, m)
+        for n in range(0, _CHUNK, 4):
+            v0 = _scaled(sums, n * width + m, before, step, scales[n], out)
+            v1 = _scaled(sums, (n + 1) * width + m, before, step, scales[n + 1], out)
+            v2 = _scaled(sums, (n + 2) * width + m, before, step, scales[n + 2], out)
+            v3 = _scaled(sums, (n + 3) * width + m, before, step, scales[n + 3], out)
+            if whole:
                 store_columns(y, m * y.shape[1] + first + n, y.shape[1], v0, v1, v2, v3)
             else:
-                store_columns(part, 0, 4, v0, v1, v2, v3)
-                for i in range(min(_LANES, rows - m)):
-                    for k in range(few):
-                        y[m + i, first + n + k] = part[i, k]
+                store_columns(part, n, _CHUNK, v0, v1, v2, v3)
+        if not whole:
+            for i in range(min(_LANES, rows - m)):
+                for n in range(stop - first):
+                    y[m + i, first + n] = part[i, n]
 
 
 @njit(forceinline=True)

@@ -1,0 +1,102 @@
+"""Quantize activations that have a static scale: what exact products need of a `Rounded`, and no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, typeof, types
+from numba.extending import overload
+
+from edgegemma.kernels import simd
+from edgegemma.kernels.activation import EMPTY, Rounded, _units
+from edgegemma.kernels.late import Kernel, call, ready
+from edgegemma.kernels.simd import Floats, Ints
+
+_WIDTH, _LANES = simd.WIDTH, simd.LANES
+_BYTE_OFFSET = simd.BYTE_OFFSET
+
+
+@simd._verb(Ints, Ints, Floats)
+def note_nan(b: Any, seen: Any, v: Any) -> Any:
+    """Set lanes that hold a NaN to -1."""
+    return b.or_(seen, b.sext(b.fcmp_unordered("uno", v, v), ir.VectorType(simd.I32, _LANES)))
+
+
+@njit(cache=True)
+def _quantize_static(x, scale, bits):  # type: ignore[no-untyped-def]
+    """Quantize rows of float32 [M, K] by one scale; `Rounded` with planes, total and rows only."""
+    count = x.shape[0]
+    units = _units(x.shape[1], bits)
+    r = Rounded(
+        np.empty((count, units * _WIDTH * 8 // bits), np.int8),
+        np.empty((0, 0), np.int32),
+        np.empty((count, _LANES), np.int32),
+        np.empty((0, 0), np.float32),
+        np.empty(0, np.int32),
+        np.empty(count, np.float32),
+    )
+    _static_rows(ready("static_row"), x, scale, bits, r)
+    return r
+
+
+@njit(cache=True, parallel=True)
+def _static_rows(address, x, scale, bits, r):  # type: ignore[no-untyped-def]
+    for m in prange(x.shape[0]):
+        call("static_row", address, (x[m], scale, bits, r, m))
+
+
+def _static_row(x, scale, bits, r, m):  # type: ignore[no-untyped-def]
+    """Quantize one row into row m of a `Rounded`; the last unit overlaps as in `activation`."""
+    q = np.zeros(r.planes.shape[1], np.int8)
+    unit = _WIDTH * 8 // bits
+    start, shift = x.size // unit * unit, q.size - x.size
+    step = simd.splat(scale)
+    seen = simd.zero_ints()
+    for i in range(0, start, _LANES):
+        v = simd.load_floats(x, i)
+        seen = note_nan(seen, v)
+        simd.store_rounded(q, i, simd.divide(v, step))
+    for i in range(start, x.size, _LANES):
+        v = simd.load_floats(x, i)
+        seen = note_nan(seen, v)
+        simd.store_rounded(q, i + shift, simd.divide(v, step))
+    r.rows[m] = scale if simd.sum_ints(seen) == 0 else np.float32(np.nan)
+    if bits == 2:
+        _lay_planes(q, r, m, 2)
+    elif bits == 4:
+        _lay_planes(q, r, m, 4)
+    else:
+        _lay_planes(q, r, m, 8)
+
+
+def _lay_planes(q, r, m, bits):  # type: ignore[no-untyped-def]
+    """Write the planes and the total of row m from its int8 values q in the order of the units."""
+    raise NotImplementedError
+
+
+@overload(_lay_planes, prefer_literal=True)
+def _overload_lay_planes(q, r, m, bits):  # type: ignore[no-untyped-def]
+    width = bits.literal_value
+    unit = _WIDTH * 8 // width
+    offset = _BYTE_OFFSET if width == 8 else 1 << (width - 1)
+
+    def lay(q, r, m, bits):  # type: ignore[no-untyped-def]
+        total = simd.zero_ints()
+        for u in range(0, q.size, unit):
+            plane = m * q.size + u
+            simd.store_planes(r.planes, plane, q, u, width)
+            total = simd.add_ints(total, simd.sum_planes(r.planes, plane, width))
+        simd.store_ints(r.total, m * _LANES, simd.scale_ints(total, np.int32(-offset)))
+
+    return lay
+
+
+Kernel(
+    "static_row",
+    types.void(
+        types.Array(types.float32, 1, "C"), types.float32, types.int64, typeof(EMPTY), types.int64
+    ),
+    _static_row,
+)
