@@ -10,11 +10,14 @@ from __future__ import annotations
 import codecs
 import contextlib
 import ctypes
+import hashlib
 import json
-import re
+import logging
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +25,14 @@ import tokenizers
 
 from edgegemma.config import ModelConfig
 from edgegemma.errors import InputError, PackageError
+from edgegemma.text.vocabulary import BYTE, SPACE, Vocabulary
 
+log = logging.getLogger(__name__)
 Ids = npt.NDArray[np.int64]
 
 FILE = "tokenizer.json"
+LARGE_BYTES = 4 << 20  # from here on tables are made: see `edgegemma.text.vocabulary`
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_SPACE = "▁"
 _DECODER = ["Replace", "ByteFallback", "Fuse"]  # of Gemma's tokenizers; the one that `_bytes` does
 
 
@@ -54,24 +58,19 @@ class Tokenizer:
 
     def __init__(self, package: PackageFiles) -> None:
         path = package.file(FILE)
-        try:
-            self._library = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise PackageError(f"{path}: not a tokenizer: {error}") from error
-        _return_freed_memory()
+        self._library = _opened(path)
         self._check_decoder(path)
         self.tokens = package.config.tokens
-        added = self._library.get_added_tokens_decoder()
-        self._special = frozenset(id for id, token in added.items() if token.special)
+        self._special = self._library.special
         self._pieces: dict[int, bytes] = {}
         size = package.config.text.vocab_size
-        if (got := self._library.get_vocab_size()) > size:
+        if (got := self._library.size) > size:
             raise PackageError(
                 f"{path}: got {got} tokens; want {size} or fewer, the model's vocabulary"
             )
         named = {k: v for k, v in self.tokens.to_json().items() if isinstance(v, int)}
         for field, token_id in named.items():
-            if self._library.id_to_token(token_id) is None:
+            if self._library.token_of(token_id) is None:
                 raise PackageError(f"{path}: has no token {token_id}, the manifest's {field!r}")
 
     def encode(self, text: str) -> Ids:
@@ -80,7 +79,7 @@ class Tokenizer:
             text.encode()  # the library would only say that it wants a string
         except UnicodeEncodeError as error:  # a lone surrogate, as undecodable bytes give
             raise InputError(f"text: not valid Unicode at character {error.start}") from error
-        return np.array(self._library.encode(text, add_special_tokens=False).ids, np.int64)
+        return np.array(self._library.encode(text), np.int64)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of these ids. A byte that belongs to no character becomes U+FFFD."""
@@ -92,17 +91,17 @@ class Tokenizer:
 
     def id_of(self, token: str) -> int:
         """Id of a token by its spelling."""
-        found = self._library.token_to_id(token)
+        found = self._library.id_of(token)
         if found is None:
             raise PackageError(f"{FILE}: has no token {token!r}")
-        return int(found)
+        return found
 
     def token_of(self, token_id: int) -> str:
         """Spelling of a token; the inverse of `id_of`."""
-        found = self._library.id_to_token(token_id) if token_id >= 0 else None
+        found = self._library.token_of(token_id)
         if found is None:
             raise PackageError(f"{FILE}: has no token {token_id}")
-        return str(found)
+        return found
 
     def is_special(self, token_id: int) -> bool:
         """Whether this is a control token, which ordinary text does not show."""
@@ -114,24 +113,23 @@ class Tokenizer:
             return b""
         piece = self._pieces.get(token_id)
         if piece is None:
-            token = self._library.id_to_token(token_id) if token_id >= 0 else None
-            byte = _BYTE.fullmatch(token or "")
+            token = self._library.token_of(token_id)
+            byte = BYTE.fullmatch(token or "")
             # A vocabulary may be padded beyond the tokenizer: such an id has no text.
             piece = (
-                bytes([int(byte[1], 16)]) if byte else (token or "").replace(_SPACE, " ").encode()
+                bytes([int(byte[1], 16)]) if byte else (token or "").replace(SPACE, " ").encode()
             )
             self._pieces[token_id] = piece
         return piece
 
     def _check_decoder(self, path: Path) -> None:
-        decoder = self._library.decoder
-        state = json.loads(decoder.__getstate__()) if decoder is not None else {}
+        state = self._library.decoder
         steps = state.get("decoders", [])
-        replace = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
+        replace = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
         if [step.get("type") for step in steps] != _DECODER or steps[0] != replace:
             got = [step.get("type") for step in steps] or state.get("type")
             raise PackageError(
-                f"{path}: got the decoder {got}; want Gemma's, {_DECODER} with {_SPACE!r} for a space"
+                f"{path}: got the decoder {got}; want Gemma's, {_DECODER} with {SPACE!r} for a space"
             )
 
 
@@ -151,6 +149,58 @@ class Detokenizer:
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
+
+
+class Whole:
+    """A ``tokenizer.json`` as the library loads it; the same face as `Vocabulary`."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._library = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise PackageError(f"{path}: not a tokenizer: {error}") from error
+        _return_freed_memory()
+        added = self._library.get_added_tokens_decoder()
+        self.special = frozenset(id for id, token in added.items() if token.special)
+        self.size: int = self._library.get_vocab_size()
+        decoder = self._library.decoder
+        self.decoder: dict[str, Any] = json.loads(decoder.__getstate__()) if decoder else {}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        return list(self._library.encode(text, add_special_tokens=False).ids)
+
+    def id_of(self, token: str) -> int | None:
+        """Id of a token by its spelling; None if there is none."""
+        found: int | None = self._library.token_to_id(token)
+        return found
+
+    def token_of(self, token_id: int) -> str | None:
+        """Spelling of a token; None if there is none."""
+        found: str | None = self._library.id_to_token(token_id) if token_id >= 0 else None
+        return found
+
+
+def _opened(path: Path) -> Vocabulary | Whole:
+    """Open a small file with the library, a large one by its tables, which are made at the first time."""
+    found = path.stat()
+    if found.st_size < LARGE_BYTES:
+        return Whole(path)
+    from edgegemma.kernels import cache
+
+    maker = Path(__file__).with_name("vocabulary.py").read_bytes()
+    identity = (path.resolve(), found.st_size, found.st_mtime_ns, maker)
+    folder = cache.root() / "tokenizers" / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+    if not folder.is_dir():
+        # In a process of its own: it takes 0.3 GB for a moment, which this one would not give back.
+        command = [sys.executable, "-m", "edgegemma.text.vocabulary", str(path), str(folder)]
+        made = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        if made.returncode:
+            log.info("read whole: %s", made.stderr.strip()[-200:])
+    try:
+        return Vocabulary(folder)
+    except (OSError, EOFError, ValueError, KeyError):  # another form, no place, or damaged
+        return Whole(path)
 
 
 def _return_freed_memory() -> None:
