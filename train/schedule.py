@@ -22,7 +22,9 @@ class Settings:
     stem_until: float = 0.3  # until when the convolutions are trained, the slowest part
     decoder_from: float = 0.15  # when the decoder joins the tower
     quantised_from: float = 0.82  # when weights are quantised and the rate falls
-    static_from: float = 0.93  # when activations are rounded to static scales
+    static_from: float = (
+        1.0  # when activations are rounded to static scales: not at all, see README
+    )
     peak_rate: float = 6e-4
     warm_up: float = 0.01
     weight_decay: float = 0.01
