@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bench.shapes import published
 from edgegemma.engine.cache import PAGE, Kind, KVCache, Layout
+from edgegemma.engine.memory import resident_bytes
 from edgegemma.errors import InputError
 from export.configuration import parse
 
@@ -20,6 +21,12 @@ SLIDING, FULL = Layout(1, 2, WINDOW), Layout(2, 4, 0)
 
 def small_cache(kind: Kind = "float32", limit: int = LIMIT) -> KVCache:
     return KVCache([SLIDING, FULL], limit, kind, SLACK)
+
+
+def layouts_of(name: str) -> list[Layout]:
+    """Give the K/V of a published model."""
+    text = parse(published(name)).text
+    return [Layout(*text.heads_of(i), text.window_of(i)) for i in range(text.first_shared_layer)]
 
 
 def write(cache: KVCache, count: int, stamp: int) -> None:
@@ -135,22 +142,26 @@ def test_more_positions_than_the_limit_are_refused_before_anything_changes() -> 
     assert cache.length == 6
 
 
-def test_full_layers_grow_and_keep_what_they_have() -> None:
-    cache = small_cache()
-    sizes = set()
-    for piece in pieces(3 * PAGE):
+def test_full_layers_are_counted_by_the_pages_written() -> None:
+    cache = small_cache(limit=3 * PAGE + 10)
+    sizes = []
+    for piece in pieces(3 * PAGE + 10):
         write(cache, piece, 0)
-        sizes.add(len(cache.slot(1).keys))
-    assert len(sizes) > 1
-    assert sizes <= {PAGE * i for i in range(1, 8)}
-    assert seen(cache, 1, 0) == list(range(3 * PAGE))
+        sizes.append(cache.nbytes)
+    pages = sorted(set(sizes))
+    assert sizes == sorted(sizes)
+    assert np.diff(pages).tolist() == [n * cache.bytes_per_token for n in (PAGE, PAGE, 10)]
+    cache.truncate(0)
+    assert cache.nbytes == pages[-1]
 
 
-def test_full_layers_grow_no_further_than_the_limit() -> None:
-    cache = small_cache(limit=PAGE + 10)
-    for piece in pieces(PAGE + 10):
-        write(cache, piece, 0)
-    assert len(cache.slot(1).keys) == PAGE + 10
+def test_positions_that_were_not_written_take_no_memory() -> None:
+    layouts = layouts_of("E2B")
+    before = resident_bytes()
+    cache = KVCache(layouts, 1 << 17, "int8")
+    assert resident_bytes() - before < 50e6
+    assert sum(array.nbytes for i in range(len(layouts)) for array in cache.slot(i)) > 400e6
+    assert cache.planned(1 << 17) == pytest.approx(410.6e6, rel=0.001)
 
 
 def test_a_sliding_layer_never_grows() -> None:
@@ -176,9 +187,7 @@ def test_bytes_are_counted(kind: Kind, item: int) -> None:
 def test_a_position_of_the_real_models_costs_what_the_specification_says(
     name: str, position: int, windows: float
 ) -> None:
-    text = parse(published(name)).text
-    owners = range(text.first_shared_layer)
-    layouts = [Layout(*text.heads_of(i), text.window_of(i)) for i in owners]
+    layouts = layouts_of(name)
     assert KVCache(layouts, PAGE).bytes_per_token == 2 * position
     sliding = sum(x.window * x.position_bytes("float32") for x in layouts)
     assert sliding / 2 / 1e6 == pytest.approx(windows, rel=0.01)
@@ -188,4 +197,4 @@ def test_int8_entries_have_scales_and_floats_none() -> None:
     assert small_cache("float32").slot(1).key_scale.shape == (0, 0)
     slot = small_cache("int8").slot(1)
     assert slot.keys.dtype == slot.values.dtype == np.int8
-    assert slot.key_scale.shape == slot.value_scale.shape == (PAGE, 2)
+    assert slot.key_scale.shape == slot.value_scale.shape == (LIMIT, 2)

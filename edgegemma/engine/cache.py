@@ -1,6 +1,7 @@
 """Keys and values of a decoder, one slot for each layer that owns them.
 
-A full layer keeps every position, in arrays that grow. A sliding layer keeps a ring of its window and
+A full layer keeps every position, in arrays as long as the text may become; the system gives them memory page by
+page as positions are written, so nothing is ever copied to grow. A sliding layer keeps a ring of its window and
 some slack: a chunk of prefill writes before it reads, and a rollback may go back as far as the slack.
 Layers that share K/V read the slot of their source and have none of their own.
 """
@@ -18,7 +19,7 @@ from edgegemma.errors import InputError
 from edgegemma.kernels.kvcache import KV
 
 SLACK = 256  # positions; a chunk of prefill must fit, and a live hypothesis rolls back within it
-PAGE = 256  # full layers grow to multiples of this
+PAGE = 256  # positions of a full layer that are counted as one
 Kind = Literal["float32", "int8"]
 KINDS = ("float32", "int8")
 
@@ -58,7 +59,8 @@ class KVCache:
         self._layouts = tuple(layouts)
         self._length = 0
         self._written = 0  # one past the highest position whose row was overwritten
-        self._slots = [_zeros(layout, self._first(layout), kind) for layout in layouts]
+        self._touched = 0  # the highest that ``_written`` ever was
+        self._slots = [_zeros(layout, self._rows(layout), kind) for layout in layouts]
 
     @property
     def length(self) -> int:
@@ -67,8 +69,16 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(array.nbytes for slot in self._slots for array in slot)
+        """Bytes in use: rings, and the pages of full layers that positions were written to."""
+        return self.planned(self._touched)
+
+    def planned(self, positions: int) -> int:
+        """Bytes in use once so many positions have been written."""
+        pages = min(max(1, -(-positions // PAGE)) * PAGE, self.limit)
+        rows = (self._rows(x) if x.window else pages for x in self._layouts)
+        return sum(
+            n * x.position_bytes(self.kind) for n, x in zip(rows, self._layouts, strict=True)
+        )
 
     @property
     def bytes_per_token(self) -> int:
@@ -95,13 +105,7 @@ class KVCache:
             )
         assert count <= self.slack
         self._written = max(self._written, end)
-        for index, layout in enumerate(self._layouts):
-            have = len(self._slots[index].keys)
-            if not layout.window and end > have:
-                wanted = -(-max(end, have + have // 2) // PAGE) * PAGE
-                self._slots[index] = _grown(
-                    self._slots[index], layout, min(wanted, self.limit), self.kind
-                )
+        self._touched = max(self._touched, end)
 
     def advance(self, count: int) -> None:
         """Count positions whose keys and values are written."""
@@ -136,14 +140,12 @@ class KVCache:
                 lowest = max(lowest, oldest + layout.window - 1)
         return lowest
 
-    def _first(self, layout: Layout) -> int:
-        """Rows at the start."""
-        ring = layout.window + self.slack if layout.window else PAGE
-        return min(ring, self.limit)
+    def _rows(self, layout: Layout) -> int:
+        return layout.window + self.slack if layout.window else self.limit
 
 
 def _zeros(layout: Layout, capacity: int, kind: Kind) -> KV:
-    # Zeros: a row not yet written holds no NaN.
+    # Zeros: a row not yet written holds no NaN, and takes no memory.
     shape = (capacity, layout.kv_heads, layout.head_dim)
     dtype: Any = np.int8 if kind == "int8" else np.float32
     scales = (capacity, layout.kv_heads) if kind == "int8" else (0, 0)
@@ -153,10 +155,3 @@ def _zeros(layout: Layout, capacity: int, kind: Kind) -> KV:
         zeros("cache", scales, np.float32),
         zeros("cache", scales, np.float32),
     )
-
-
-def _grown(old: KV, layout: Layout, capacity: int, kind: Kind) -> KV:
-    new = _zeros(layout, capacity, kind)
-    for source, target in zip(old, new, strict=True):
-        target[: len(source)] = source
-    return new
