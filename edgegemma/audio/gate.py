@@ -34,13 +34,17 @@ class Gate(Protocol):
     ----------
     step : int
         samples of a decision
-    level_db, floor_db : float
-        of the last step and of the noise, in dB of full scale
     """
 
     step: int
-    level_db: float
-    floor_db: float
+
+    @property
+    def level_db(self) -> float:
+        """Level of the last step, in dB of full scale."""
+
+    @property
+    def floor_db(self) -> float:
+        """Level of the noise, in dB of full scale."""
 
     def feed(self, pcm: F32) -> Bools:
         """Take the next samples, float32 [n]; decide for each step that is whole now."""
@@ -59,6 +63,11 @@ class EnergyGate:
         samples of a decision
     on_db, off_db : float
         how far above the floor speech is taken to begin and to go on
+
+    Attributes
+    ----------
+    level_db, floor_db : float
+        of the last step and of the noise, in dB of full scale
     """
 
     def __init__(self, step: int = STEP, on_db: float = ON_DB, off_db: float = OFF_DB) -> None:

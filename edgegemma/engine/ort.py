@@ -7,6 +7,7 @@ as arrays that go in and come out, all of them in float32 and without windows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -73,17 +74,7 @@ class OrtModel(Model):
 
     def _session(self, name: str) -> onnxruntime.InferenceSession:
         if name not in self._sessions:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = self.threads
-            options.inter_op_num_threads = 1
-            options.log_severity_level = SEVERITY_ERROR
-            path = str(self.package.file(name))
-            self._sessions[name] = _guarded(
-                name,
-                lambda: onnxruntime.InferenceSession(
-                    path, options, providers=["CPUExecutionProvider"]
-                ),
-            )
+            self._sessions[name] = _opened(name, self.package.file(name), self.threads)
         return self._sessions[name]
 
     def _run(self, name: str, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
@@ -155,6 +146,23 @@ class OrtModel(Model):
 
     def _scratch_bytes(self) -> int:
         return 0  # onnxruntime's own, and part of the resident memory
+
+
+def runner(name: str, path: Path) -> Callable[[Mapping[str, Any]], list[Any]]:
+    """Open a small model that is no package's, a detector of speech say; give what runs it, on one thread."""
+    session = _opened(name, path, 1)
+    return lambda feeds: _guarded(name, lambda: list(session.run(None, dict(feeds))))
+
+
+def _opened(name: str, path: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = SEVERITY_ERROR
+    providers = ["CPUExecutionProvider"]
+    return _guarded(
+        name, lambda: onnxruntime.InferenceSession(str(path), options, providers=providers)
+    )
 
 
 def _fed(session: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> dict[str, Any]:
