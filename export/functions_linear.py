@@ -16,7 +16,7 @@ from export.builder import CONTRIB, Attribute, Body, Ref, float_ref
 
 INT8_MIN, INT8_MAX = -128.0, 127.0
 ACCURACY_INT8 = 4  # MatMulNBits: activations in int8, by block; other levels are 150 times slower
-_FIELDS = ("in", "out", "bits", "block")
+FIELDS = ("in", "out", "bits", "block")
 
 
 class Slot(NamedTuple):
@@ -42,7 +42,7 @@ def weight_inputs(slots: Sequence[Slot]) -> list[str]:
 
 def weight_attributes(slots: Sequence[Slot]) -> list[str]:
     """Give the attribute names of a function's linears, in order."""
-    return [f"{s.name}_{field}" for s in slots if s.kind != "vector" for field in _FIELDS]
+    return [f"{s.name}_{field}" for s in slots if s.kind != "vector" for field in FIELDS]
 
 
 def linear(b: Body, name: str, x: str) -> str:
@@ -58,7 +58,7 @@ def clipped_linear(b: Body, name: str, x: str) -> str:
 
 
 def _references(name: str) -> dict[str, Attribute]:
-    return {field: Ref(f"{name}_{field}") for field in _FIELDS}
+    return {field: Ref(f"{name}_{field}") for field in FIELDS}
 
 
 def rms(b: Body, x: str, scale: str, result: str = "") -> str:
@@ -81,22 +81,27 @@ def transposed(b: Body, weight: str) -> str:
 
 def linear_body(quantized: bool) -> onnx.FunctionProto:
     """Write Linear: static int8 rounding of the input, the product, that of the output."""
-    b = Body("Linear", ["x", "weight", "scale", "activation"], ["y"], _FIELDS)
-    x = _round_static(b, "x", b.op("Gather", ["activation", b.integer(0)], axis=0))
+    b = Body("Linear", ["x", "weight", "scale", "activation"], ["y"], FIELDS)
+    x = round_static(b, "x", b.op("Gather", ["activation", b.integer(0)], axis=0))
     if quantized:
-        blocks = b.op("Div", [b.integers(Ref("in")), b.integers(Ref("block"))])
-        shape = b.op("Concat", [b.integers(Ref("out")), blocks], axis=0)
-        scale = b.op("Expand", ["scale", shape])
+        scale = expanded_scale(b)
         sizes: dict[str, Attribute] = {"K": Ref("in"), "N": Ref("out"), "bits": Ref("bits")}
         sizes |= {"block_size": Ref("block"), "accuracy_level": ACCURACY_INT8}
         (y,) = b.add("MatMulNBits", [x, "weight", scale], ["product"], sizes, CONTRIB)
     else:
         y = b.op("MatMul", [x, transposed(b, "weight")])
-    _round_static(b, y, b.op("Gather", ["activation", b.integer(1)], axis=0), "y")
+    round_static(b, y, b.op("Gather", ["activation", b.integer(1)], axis=0), "y")
     return b.function()
 
 
-def _round_static(b: Body, x: str, scale: str, result: str = "") -> str:
+def expanded_scale(b: Body) -> str:
+    """Give a scale a row as MatMulNBits wants it, one a block; onnxruntime folds it before it packs."""
+    blocks = b.op("Div", [b.integers(Ref("in")), b.integers(Ref("block"))])
+    shape = b.op("Concat", [b.integers(Ref("out")), blocks], axis=0)
+    return b.op("Expand", ["scale", shape])
+
+
+def round_static(b: Body, x: str, scale: str, result: str = "") -> str:
     """Round to int8 steps of a static scale; give x itself where the scale is 0."""
     on = b.op("Greater", [scale, b.number(0.0)])
     step = b.op("Where", [on, scale, b.number(1.0)])
@@ -107,10 +112,10 @@ def _round_static(b: Body, x: str, scale: str, result: str = "") -> str:
 
 def clipped_linear_body() -> onnx.FunctionProto:
     """Write ClippedLinear: clamp, Linear, clamp."""
-    b = Body("ClippedLinear", ["x", "weight", "scale", "activation", "clip"], ["y"], _FIELDS)
+    b = Body("ClippedLinear", ["x", "weight", "scale", "activation", "clip"], ["y"], FIELDS)
     limits = [b.op("Gather", ["clip", b.integer(i)], axis=0) for i in range(4)]
     x = b.op("Clip", ["x", limits[0], limits[1]])
-    fields: dict[str, Attribute] = {field: Ref(field) for field in _FIELDS}
+    fields: dict[str, Attribute] = {field: Ref(field) for field in FIELDS}
     (y,) = b.call("Linear", [x, "weight", "scale", "activation"], fields)
     b.op("Clip", [y, limits[2], limits[3]], "y")
     return b.function()

@@ -88,17 +88,17 @@ def test_both_executors_hear_the_same(ours: Model, witness: Model, row: dict[str
     assert correlation(soft_tokens(ours, row), soft_tokens(witness, row)) >= 0.9999
 
 
-# Activations are rounded to int8 anew in every linear. One that falls on an edge goes either way, and from there on the
-# executors' rounding errors are independent: they differ as much as each differs from the float model (0.99987).
-INT8_CORRELATION = 0.9995
-
-
-@every_sample
 def test_both_executors_give_the_same_logits_for_what_was_heard(
-    ours: Model, witness: Model, row: dict[str, str]
+    ours: Model, witness: Model
 ) -> None:
-    soft, ids = soft_tokens(ours, row), answer(ours, row)
-    assert correlation(logits(ours, soft, ids), logits(witness, soft, ids)) >= INT8_CORRELATION
+    # Over the samples together: one by one, how far an activation that fell on the other side of an int8 edge
+    # carries is a matter of luck (docs/decisions/0007-call-by-call.md).
+    asked = [(soft_tokens(ours, row), answer(ours, row)) for row in ROWS]
+    here, there = (
+        np.concatenate([logits(model, soft, ids) for soft, ids in asked])
+        for model in (ours, witness)
+    )
+    assert correlation(here, there) >= 0.9999
 
 
 def test_the_demo_is_small_enough_for_a_repository() -> None:
