@@ -70,6 +70,7 @@ class Package:
         self.prompts = _prompts(manifest)
         self.members = {name: _member(path, name, entry) for name, entry in _listed(manifest)}
         self._maps: dict[str, U8] = {}
+        self._mapped: dict[str, mmap.mmap] = {}
         self._rows = _RowCache(ROW_CACHE_BYTES)
         self._descriptors: dict[str, int] = {}
         self._closer = weakref.finalize(self, _close, self._descriptors)
@@ -125,8 +126,15 @@ class Package:
                 mapped = mmap.mmap(self._descriptor(name), 0, access=mmap.ACCESS_READ)
             except OSError as error:
                 raise PackageError(f"{name}: cannot be mapped: {error}") from error
-            self._maps[name] = np.frombuffer(mapped, np.uint8)
+            self._maps[name], self._mapped[name] = np.frombuffer(mapped, np.uint8), mapped
         return self._maps[name]
+
+    def release(self, name: str | None = None) -> None:
+        """Give back the memory of a mapped member, or of all; a page comes from disk again when it is read."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            chosen = self._mapped if name is None else {name} & self._mapped.keys()
+            for member in chosen:
+                self._mapped[member].madvise(mmap.MADV_DONTNEED)
 
     @property
     def mapped_bytes(self) -> int:
@@ -187,6 +195,7 @@ class Package:
     def close(self) -> None:
         """Close the files. Maps live as long as arrays on them do."""
         self._maps.clear()
+        self._mapped.clear()
         self._closer()
 
     def _member(self, name: str) -> Member:

@@ -9,13 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edgegemma.cli import app, doctor, warming
-from edgegemma.cli.options import CacheKind
+from edgegemma.cli import app, doctor
+from edgegemma.engine import ahead, tuning
 from edgegemma.errors import DeviceError
+from edgegemma.package import Package
 from tests import tiny
 from tests.conftest import Exporter
 
@@ -111,34 +111,16 @@ def test_doctor_knows_a_machine_that_tells_nothing(monkeypatch: pytest.MonkeyPat
     assert found["processor"]
 
 
-class Recorder:
-    """A model that notes what is asked of it."""
-
-    def __init__(self, kind: str, calls: list[str]) -> None:
-        self.kind, self.calls = kind, calls
-        self.config = SimpleNamespace(audio=None)
-
-    def embed(self, ids: Any) -> tuple[Any, Any]:
-        return ids, ids
-
-    def new_cache(self, _capacity: int) -> None:
-        return None
-
-    def forward(self, embeds: Any, _rows: Any, _cache: Any, num_logits: int = 1) -> Any:
-        self.calls.append(f"{self.kind} {len(embeds)} {num_logits}")
-        return np.zeros((num_logits, 4), np.float32)
-
-
-def test_warmup_runs_whatever_compiles_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-
-    def load(_model: str, _engine: Any, kv: CacheKind) -> Recorder:
-        return Recorder(kv.value, calls)
-
-    monkeypatch.setattr(warming, "load", load)
-    result = CliRunner().invoke(app.app, ["warmup", "any"])
+def test_warmup_compiles_for_both_kinds_of_keys_and_keeps_the_threads(
+    package: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(ahead, "compile_apart", lambda _path, kind, _told: compiled.append(kind))
+    monkeypatch.setattr(tuning, "fastest", lambda _: (1, 2))
+    folder = package("e2b", "float")
+    result = CliRunner().invoke(app.app, ["warmup", str(folder)])
     assert result.exit_code == 0
-    assert set(calls) == {
-        f"{kind} {c}" for kind in ("float32", "int8") for c in ("4 0", "4 1", "1 1")
-    }
-    assert "any is warm" in result.stderr
+    assert compiled == ["float32", "int8"]
+    assert "threads: 1 to answer, 2 to read" in result.stderr
+    known = ahead.known(Package.open(folder))
+    assert (known.decode, known.prefill) == (1, 2)

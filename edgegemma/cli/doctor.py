@@ -7,11 +7,14 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgegemma import __version__, console
-from edgegemma.cli.options import JsonOption, ModelArgument, load
+from edgegemma.cli.options import JsonOption, MemoryOption, ModelArgument, load
 from edgegemma.errors import DeviceError, EdgeGemmaError
+
+if TYPE_CHECKING:
+    from edgegemma.engine.model import Model
 
 LIBRARIES = (
     "numpy", "numba", "llvmlite", "onnx", "onnxruntime", "tokenizers", "safetensors", "soundfile",
@@ -19,12 +22,16 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-def doctor(model: ModelArgument = "demo", as_json: JsonOption = False) -> None:
+def doctor(
+    model: ModelArgument = "demo",
+    memory_limit: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Examine versions, CPU, kernels, sound and the memory of a model; exit status 2 if something is wrong.
 
     For example: edgegemma doctor gemma-4-E2B --json
     """
-    found = examine(model)
+    found = examine(model, memory_limit)
     if as_json:
         console.out(json.dumps(found, indent=2))
     else:
@@ -33,7 +40,7 @@ def doctor(model: ModelArgument = "demo", as_json: JsonOption = False) -> None:
         raise EdgeGemmaError("; ".join(found["problems"]))
 
 
-def examine(model: str) -> dict[str, Any]:
+def examine(model: str, memory_limit: str | None = None) -> dict[str, Any]:
     """Everything `doctor` shows, as plain values."""
     problems: list[str] = []
     found: dict[str, Any] = {
@@ -43,7 +50,7 @@ def examine(model: str) -> dict[str, Any]:
         "kernels": _kernels(),
         "self_test": _self_test(problems),
         "sound": _sound(),
-        "model": _model(model, problems),
+        "model": _model(model, memory_limit, problems),
         "problems": problems,
     }
     return found
@@ -114,17 +121,33 @@ def _sound() -> dict[str, Any]:
         return {"inputs": [], "error": str(error)}
 
 
-def _model(model: str, problems: list[str]) -> dict[str, Any]:
+def _model(model: str, memory_limit: str | None, problems: list[str]) -> dict[str, Any]:
     """Open a model, read one token, and say where the memory is."""
     import numpy as np
 
     try:
-        opened = load(model)
-        opened.forward(*opened.embed(np.zeros(1, np.int64)), opened.new_cache())
-        return {"path": str(opened.package.path), "ledger": dataclasses.asdict(opened.ledger())}
+        opened = load(model, memory_limit=memory_limit)
+        opened.forward(*opened.embed(np.zeros(1, np.int64)), opened.new_cache(8))
+        return {
+            "path": str(opened.package.path),
+            "ledger": dataclasses.asdict(opened.ledger()),
+            "threads": _threads(opened),
+        }
     except EdgeGemmaError as error:
         problems.append(str(error))
         return {"error": str(error)}
+
+
+def _threads(opened: Model) -> dict[str, Any]:
+    """Give the threads the model runs on, and whether `warmup` has measured them."""
+    from edgegemma.engine import ahead
+
+    measured = ahead.known(opened.package).decode > 0
+    return {
+        "decode": opened.threads,
+        "prefill": opened.prefill_threads,
+        "measured": measured,
+    }
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -168,6 +191,9 @@ def _print_model(model: dict[str, Any]) -> None:
         console.out(f"model: {console.plain(model['error'])}")
         return
     console.out(f"model: {model['path']}")
+    threads = model["threads"]
+    how = "measured" if threads["measured"] else "all cores; `edgegemma warmup` measures"
+    console.out(f"threads: {threads['decode']} to answer, {threads['prefill']} to read ({how})")
     ledger = model["ledger"]
     console.table(
         ("memory", ""), [(k.replace("_", " "), console.size(v)) for k, v in ledger.items()]

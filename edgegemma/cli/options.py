@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgegemma import console, models
+from edgegemma.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgegemma.engine.model import Model
 
 
@@ -43,6 +48,10 @@ ThreadsOption = Annotated[
     int | None, typer.Option("--threads", "-t", min=1, help="Threads; all cores by default.")
 ]
 KvOption = Annotated[CacheKind, typer.Option("--kv", help="Entries of the K/V cache.")]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--memory-limit", help="Hold the whole process to this, e.g. 1.2G, or refuse."),
+]
 VerifyOption = Annotated[
     bool, typer.Option("--verify", help="Check every file's sha256 before use.")
 ]
@@ -56,9 +65,14 @@ def load(
     threads: int | None = None,
     kv: CacheKind = CacheKind.FLOAT32,
     verify: bool = False,
+    memory_limit: str | None = None,
 ) -> Model:
-    """Open a model by name or path with what the options say."""
+    """Open a model by name or path with what the options say; compile a large one's kernels apart, once."""
+    limit = console.parse_size(memory_limit) if memory_limit else None
     path = models.find(model)
+    _check_threads(threads)
+    if engine is Executor.EDGEGEMMA:
+        _compile_once(path, kv)
     from edgegemma.engine.model import open_model
 
     with console.progress(lines=False) as report:
@@ -70,10 +84,30 @@ def load(
             kv=kv.value,
             verify=verify,
             progress=report,
+            memory_limit=limit,
         )
     if engine is Executor.EDGEGEMMA:
         _note_cold()
     return opened
+
+
+def _check_threads(threads: int | None) -> None:
+    cores = os.cpu_count() or 1
+    if threads is not None and threads > cores:
+        raise InputError(f"--threads: got {threads}; want 1 to {cores}, the cores of this machine")
+
+
+def _compile_once(path: Path, kv: CacheKind) -> None:
+    """Compile in a process of its own what a large package needs and this machine has not compiled yet."""
+    from edgegemma.engine import ahead
+    from edgegemma.package import Package
+
+    if not ahead.needed(Package.open(path), kv.value):
+        return
+    console.note("compiling the kernels for this machine: once, a minute or two")
+    with console.progress(lines=False) as report:
+        done = itertools.count(1)
+        ahead.compile_apart(path, kv.value, lambda name: report(f"compiling {name}", next(done), 0))
 
 
 def _note_cold() -> None:

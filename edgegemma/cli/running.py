@@ -17,6 +17,7 @@ from edgegemma.cli.options import (
     Executor,
     JsonOption,
     KvOption,
+    MemoryOption,
     ModelArgument,
     StatsOption,
     ThreadsOption,
@@ -74,6 +75,7 @@ def run(  # noqa: PLR0913  a command line has many options
     threads: ThreadsOption = None,
     kv: KvOption = CacheKind.FLOAT32,
     verify: VerifyOption = False,
+    memory_limit: MemoryOption = None,
     stats: StatsOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -91,7 +93,7 @@ def run(  # noqa: PLR0913  a command line has many options
     if raw and (audio or system):
         raise InputError("--raw: has no place for --audio or --system; leave them out")
     clock = Clock()
-    opened = load(model, engine, threads, kv, verify)
+    opened = load(model, engine, threads, kv, verify, memory_limit)
     asked = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "seed": seed,
@@ -182,6 +184,7 @@ def _prompt(
         from edgegemma.audio.files import read_audio
 
         soft.append(encode(model, read_audio(audio).samples))
+        model.release_audio()
         content.append({"type": "audio"})
     messages.append({"role": "user", "content": content if soft else text})
     template = ChatTemplate.of(model.package, tokenizer)

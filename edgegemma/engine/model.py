@@ -9,17 +9,18 @@ from __future__ import annotations
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgegemma.config import AudioConfig
-from edgegemma.engine import memory
+from edgegemma.engine import budget, memory
 from edgegemma.engine.dimensions import check_config
+from edgegemma.engine.state import AudioState as AudioState
+from edgegemma.engine.state import Cache as Cache
+from edgegemma.engine.state import Counters as Counters
 from edgegemma.errors import InputError, UnsupportedError
 from edgegemma.package import Package, Progress
 
@@ -33,63 +34,6 @@ FRAMES = 4  # mel frames of a soft token
 EXECUTORS = ("edgegemma", "onnxruntime")
 
 
-class Cache(Protocol):
-    """The state of a text. Make one with `Model.new_cache`."""
-
-    @property
-    def length(self) -> int:
-        """Positions read so far."""
-
-    @property
-    def limit(self) -> int:
-        """Positions it may ever hold."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values."""
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes that each further position takes."""
-
-    def truncate(self, length: int) -> None:
-        """Go back to an earlier length."""
-
-
-@dataclass(eq=False)
-class AudioState:
-    """What the audio encoder carries from step to step. Make one with `Model.new_audio_state`."""
-
-    arrays: dict[str, F32]
-    position: int = 0  # soft tokens so far
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(array.nbytes for array in self.arrays.values())
-
-    def copy(self) -> AudioState:
-        """Give a state that goes its own way from here. Steps replace arrays and never write into them."""
-        return AudioState(dict(self.arrays), self.position)
-
-
-@dataclass
-class Counters:
-    """What a model has done so far.
-
-    Attributes
-    ----------
-    calls : Counter
-        Steps by kind: "embed", "prefill" (no logits), "logits", "audio".
-    read_bytes : Counter
-        Bytes of weights that steps read, by kind: "linear", "head", "float", "vector", "rows".
-        Only our engine counts them.
-    """
-
-    calls: Counter[str] = field(default_factory=Counter)
-    read_bytes: Counter[str] = field(default_factory=Counter)
-
-
 class Model(ABC):
     """A package ready to run. Not for several threads at once: a lock makes them wait.
 
@@ -99,13 +43,21 @@ class Model(ABC):
     config : ModelConfig
     counters : Counters
     threads : int
+        While a token is decoded.
+    prefill_threads : int
+        While several positions or sound are read.
+    memory_limit : int, optional
+        Bytes that the plan of every new text is held to.
     """
 
     executor: str
 
     def __init__(self, package: Package, threads: int) -> None:
         check_config(package.config)
-        self.package, self.config, self.threads = package, package.config, threads
+        self.package, self.config = package, package.config
+        self.threads = self.prefill_threads = threads
+        self.memory_limit: int | None = None
+        self._hearing = False  # the audio encoder's weights are in use
         self.counters = Counters()
         self._lock = threading.RLock()
         self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()
@@ -146,6 +98,8 @@ class Model(ABC):
         longest = self.config.text.max_position_embeddings
         if capacity is not None and not 0 < capacity <= longest:
             raise InputError(f"context: got {capacity} positions; want 1 to {longest}")
+        if self.memory_limit is not None:
+            self.plan(capacity or longest).check(self.memory_limit)
         cache = self._new_cache(capacity or longest, slack)
         self._caches.add(cache)
         return cache
@@ -193,7 +147,11 @@ class Model(ABC):
 
     def new_audio_state(self) -> AudioState:
         """Give the state of the audio encoder before any sound."""
-        state = AudioState(self._audio_arrays(self._audio()))
+        audio = self._audio()
+        self._hearing = True
+        if self.memory_limit is not None:
+            self.plan(0).check(self.memory_limit)
+        state = AudioState(self._audio_arrays(audio))
         self._audio_states.add(state)
         return state
 
@@ -242,6 +200,24 @@ class Model(ABC):
             peak=memory.peak_bytes(),
         )
 
+    def plan(self, context: int) -> budget.Plan:
+        """Say what one more text of so many positions will need, with the texts that are there already.
+
+        The audio encoder counts from its first state until `release_audio`.
+
+        Raises
+        ------
+        UnsupportedError
+            The executor's memory cannot be told ahead.
+        """
+        raise UnsupportedError(
+            f"memory limit: {self.executor} does not tell its memory ahead; use executor 'edgegemma'"
+        )
+
+    def release_audio(self) -> None:
+        """Give back the memory of the audio encoder's weights; they come again when sound does."""
+        self._hearing = False
+
     def _audio(self) -> AudioConfig:
         if self.config.audio is None:
             raise InputError(f"{self.package.path}: the model has no audio encoder")
@@ -287,6 +263,7 @@ def open_model(
     kv: str = "float32",
     verify: bool = False,
     progress: Progress | None = None,
+    memory_limit: int | None = None,
 ) -> Model:
     """Open a package and make it ready to run.
 
@@ -297,33 +274,48 @@ def open_model(
     executor : str
         "edgegemma", or "onnxruntime" for the same file on stock onnxruntime.
     threads : int, optional
-        By default one for each physical core this process may use.
+        By default as many as `edgegemma warmup` found fastest, else one for each physical core this process may use.
     kv : str
         Keys and values in the cache: "float32", or "int8" at a quarter of the memory.
     verify : bool
         Compare the sha256 of every file first; ``progress`` is told.
+    memory_limit : int, optional
+        Bytes the whole process may take; a text whose plan is beyond them is refused.
 
     Raises
     ------
-    PackageError, InputError
+    PackageError, InputError, BudgetError
     """
-    threads = memory.physical_cores() if threads is None else threads
-    if threads < 1:
+    if threads is not None and threads < 1:
         raise InputError(f"threads: got {threads}; want at least 1")
     if executor not in EXECUTORS:
         raise InputError(f"executor: got {executor!r}; want one of {EXECUTORS}")
     if kv not in ("float32", "int8"):
         raise InputError(f"kv: got {kv!r}; want 'float32' or 'int8'")
     package = Package.open(path, verify, progress)
+    model = _opened(package, executor, threads, kv)
+    if memory_limit is not None:
+        model.plan(1).check(memory_limit)
+        model.memory_limit = memory_limit
+    return model
+
+
+def _opened(package: Package, executor: str, threads: int | None, kv: str) -> Model:
+    cores = memory.physical_cores()
     if executor == "edgegemma":
+        from edgegemma.engine import ahead
         from edgegemma.engine.session import EngineModel
 
-        return EngineModel(package, threads, "int8" if kv == "int8" else "float32")
+        tuned = ahead.known(package)
+        kind: Literal["int8", "float32"] = "int8" if kv == "int8" else "float32"
+        model = EngineModel(package, threads or tuned.decode or cores, kind)
+        model.prefill_threads = threads or tuned.prefill or cores
+        return model
     if kv != "float32":
         raise UnsupportedError("kv: onnxruntime keeps float32 only; use executor 'edgegemma'")
     from edgegemma.engine.ort import OrtModel
 
-    return OrtModel(package, threads)
+    return OrtModel(package, threads or cores)
 
 
 def _check(where: str, array: F32, shape: tuple[int, ...]) -> None:

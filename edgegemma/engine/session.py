@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegemma.engine import abi, graphs, plan
+from edgegemma.engine import abi, budget, graphs, plan
 from edgegemma.engine.cache import SLACK, Kind, KVCache, Layout
 from edgegemma.engine.functions import Chunk, bind
 from edgegemma.engine.graph import Graph
@@ -58,10 +58,36 @@ class EngineModel(Model):
         """Give the steps of a chunk, with logits or without: what runs and what it reads."""
         return self._programs[DECODER].plan([*(["logits"] if logits else []), *self._present])
 
+    def plan(self, context: int) -> budget.Plan:
+        """Say what one more text of so many positions will need. See `Model.plan`."""
+        loaded = {name: program.graph for name, program in self._programs.items()}
+        text = budget.external_bytes(loaded[name] for name in (EMBED, DECODER))
+        audio = 0
+        if self._hearing and self.config.audio is not None:
+            audio = budget.external_bytes(loaded.values()) - text
+            arrays = self._audio_arrays(self.config.audio).values()
+            audio += sum(array.nbytes for array in arrays)
+        caches = [c for c in self._caches if isinstance(c, KVCache)]
+        if context:
+            caches.append(KVCache(self._layouts(), context, self._kv))
+        planned = sum(cache.planned(cache.limit) for cache in caches)
+        return budget.Plan(text, audio, self._inline_bytes(), self._scratch_bytes(), planned)
+
+    def release_audio(self) -> None:
+        """Give back the memory of the audio encoder's weights; they come again when sound does."""
+        super().release_audio()
+        files = {
+            name: {t.location for t in program.graph.tensors.values() if t.data is None}
+            for name, program in self._programs.items()
+        }
+        for file in files.pop(AUDIO, set()).difference(*files.values()):
+            self.package.release(file)
+
     def _run(
-        self, name: str, outputs: Sequence[str], feeds: Mapping[str, Any], state: Any
+        self, name: str, outputs: Sequence[str], feeds: Mapping[str, Any], state: Any, several: bool
     ) -> list[Any]:
-        pool.use(self.threads)  # Numba keeps the number for each calling thread
+        # Numba keeps the number for each calling thread.
+        pool.use(self.prefill_threads if several else self.threads)
         steps = self._programs[name].plan(outputs)
         self.counters.read_bytes.update(steps.reads())
         # The numbers are the package's: an infinite product is its business, not worth a warning.
@@ -71,7 +97,7 @@ class EngineModel(Model):
     def _embed(self, ids: I64) -> tuple[F32, F32]:
         text, count = self.config.text, len(ids)
         outputs = ("inputs_embeds", "per_layer_inputs")
-        embeds, per_layer = self._run(EMBED, outputs, {"input_ids": ids[None]}, None)
+        embeds, per_layer = self._run(EMBED, outputs, {"input_ids": ids[None]}, None, count > 1)
         width = sum(call.row_bytes for call in self._programs[EMBED].calls)
         self.counters.read_bytes["rows"] += width * count
         layers = text.num_hidden_layers
@@ -81,11 +107,14 @@ class EngineModel(Model):
         )
 
     def _new_cache(self, capacity: int, slack: int | None) -> Cache:
+        layouts = self._layouts()
+        return KVCache(layouts, capacity, self._kv, SLACK if slack is None else slack)
+
+    def _layouts(self) -> list[Layout]:
         text = self.config.text
-        layouts = [
+        return [
             Layout(*text.heads_of(i), text.window_of(i)) for i in range(text.first_shared_layer)
         ]
-        return KVCache(layouts, capacity, self._kv, SLACK if slack is None else slack)
 
     def _step(self, embeds: F32, per_layer: F32, cache: Cache, keep: int) -> F32:
         if not isinstance(cache, KVCache):
@@ -99,7 +128,7 @@ class EngineModel(Model):
             "num_logits_to_keep": np.array(keep, np.int64),
         }
         outputs = [*(["logits"] if keep else []), *self._present]
-        results = self._run(DECODER, outputs, feeds, Chunk(cache, start, start + count))
+        results = self._run(DECODER, outputs, feeds, Chunk(cache, start, start + count), count > 1)
         cache.advance(count)
         vocabulary = self.config.text.vocab_size
         if not keep:
@@ -114,7 +143,7 @@ class EngineModel(Model):
             **{f"past_{name}": array for name, array in state.arrays.items()},
         }
         outputs = ["audio_features", *(f"present_{name}" for name in state.arrays)]
-        soft, *arrays = self._run(AUDIO, outputs, feeds, None)
+        soft, *arrays = self._run(AUDIO, outputs, feeds, None, True)
         state.arrays = {
             name: exact(f"{AUDIO}: present_{name}", array, *old.shape)
             for (name, old), array in zip(state.arrays.items(), arrays, strict=True)

@@ -1,0 +1,123 @@
+"""Planned memory: E2B's stays under its promise, and a limit holds or is refused before anything is allocated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from bench import synth
+from bench.shapes import published
+from edgegemma.cli import app
+from edgegemma.engine import budget
+from edgegemma.engine.cache import KVCache, Layout
+from edgegemma.engine.graphs import load
+from edgegemma.engine.model import open_model
+from edgegemma.errors import BudgetError, UnsupportedError
+from edgegemma.package import Package
+from export.configuration import parse
+from tests import packages
+
+SCRATCH = 22_000_000  # a chunk of 128 positions of E2B
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packages.small(tmp_path_factory.mktemp("package") / "codes", "codes")
+
+
+def e2b(context: int, audio: bool) -> budget.Plan:
+    """Plan the QAT-mobile mix from its shapes alone: the head in the place of the tied table."""
+    weights = sound = 0
+    for entry in synth.entries(synth.config_of("E2B", "qat-mobile")):
+        if "audio" in entry.name:
+            sound += entry.nbytes
+        elif "embed_tokens" not in entry.name:
+            weights += entry.nbytes
+    text = parse(published("E2B")).text
+    layouts = [Layout(*text.heads_of(i), text.window_of(i)) for i in range(text.first_shared_layer)]
+    cache = KVCache(layouts, context, "int8").planned(context)
+    return budget.Plan(weights, sound if audio else 0, 200_000, SCRATCH, cache)
+
+
+# The ratchet: these may go down.
+@pytest.mark.parametrize(
+    ("context", "audio", "most"), [(8192, True, 1_220_000_000), (131_072, False, 1_485_000_000)]
+)
+def test_e2bs_planned_peak_is_under_its_promise(context: int, audio: bool, most: int) -> None:
+    assert e2b(context, audio).total <= most
+
+
+def test_a_limit_below_the_plan_is_refused_with_every_part() -> None:
+    plan = budget.Plan(796_000_000, 91_000_000, 0, 22_000_000, 30_000_000)
+    plan.check(plan.total)
+    with pytest.raises(BudgetError, match=r"got 1000 MB; want 1194 MB: weights 796, audio 91, .*"):
+        plan.check(1_000_000_000)
+
+
+def test_weights_are_the_files_less_the_tables_read_by_row(folder: Path) -> None:
+    graphs = load(Package.open(folder))
+    decoder, everything = (
+        budget.external_bytes(x) for x in ([graphs["decoder.onnx"]], graphs.values())
+    )
+    size = sum(file.stat().st_size for file in folder.glob("*.bin"))
+    assert 0 < decoder < everything < size
+
+
+def test_a_text_beyond_the_limit_is_refused_and_a_shorter_one_is_not(folder: Path) -> None:
+    model = open_model(folder, kv="int8")
+    limit = model.plan(256).total
+    model = open_model(folder, kv="int8", memory_limit=limit)
+    with pytest.raises(BudgetError, match="ask for a shorter context"):
+        model.new_cache(1024)
+    first = model.new_cache(256)
+    with pytest.raises(BudgetError):
+        model.new_cache(256)
+    del first
+    model.new_cache(256)
+
+
+def test_sound_counts_until_it_is_released(folder: Path) -> None:
+    model = open_model(folder)
+    assert model.plan(1).audio == 0
+    state = model.new_audio_state()
+    features, mask = np.ones((16, 128), np.float32), np.ones(16, np.float32)
+    soft = model.encode_audio(features, mask, state)
+    assert model.plan(1).audio > 0
+    model.release_audio()
+    assert model.plan(1).audio == 0
+    again = model.encode_audio(features, mask, model.new_audio_state())
+    assert np.array_equal(soft, again)
+
+
+def test_sound_beyond_the_limit_is_refused(folder: Path) -> None:
+    limit = open_model(folder).plan(1).total
+    model = open_model(folder, memory_limit=limit)
+    text = model.new_cache(1)
+    with pytest.raises(BudgetError, match="audio"):
+        model.new_audio_state()
+    del text
+
+
+def test_an_executor_that_cannot_tell_its_memory_is_refused(folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match="use executor 'edgegemma'"):
+        open_model(folder, "onnxruntime", memory_limit=1 << 40)
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        (["--memory-limit", "100M"], "memory limit: got 100 MB; want"),
+        (["--memory-limit", "lots"], "size: got 'lots'"),
+        (["--threads", "4096"], "--threads: got 4096; want 1 to"),
+    ],
+)
+def test_a_command_says_in_a_line_what_cannot_hold(
+    folder: Path, options: list[str], want: str
+) -> None:
+    result = CliRunner().invoke(app.app, ["run", str(folder), "--raw", "hello", *options])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert want in line
