@@ -1,7 +1,12 @@
 """Peak memory of a scripted session in a process of its own, split by the ledger.
 
-open → prefill → decode → encode sound: after each step the resident size and the high-water mark, and at the end what the
-model says about its own parts. What is left is Python, numpy, LLVM and the kernels: the interpreter.
+open → fill a context → prefill → decode → encode sound: after each step the resident size and the high-water mark, and at
+the end where it is: what Python and its libraries took before anything was opened (*interpreter*), mapped weights
+that were touched, small inline ones, keys and values, the audio encoder's state, the planned scratch, and what is
+left, which is compiled kernels, LLVM's own and the allocator's (*kernels*).
+
+A long context is not read, which would take hours: its cache is allocated and every page of it written with random
+numbers (`bench.filling`), as a real one would be.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import numpy as np
 from edgegemma.errors import BudgetError, EdgeGemmaError
 
 PROMPT_TOKENS = 64
+CONTEXTS = (0, 4096, 32768, 131072)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Script:
     engine: str = "edgegemma"
     kv: str = "float32"
     threads: int | None = None
+    context: int = 0  # positions before the prompt, filled and not read
 
 
 def measure(script: Script) -> dict[str, Any]:
@@ -54,7 +61,10 @@ def check(result: dict[str, Any], limit: int) -> None:
     """Raise `BudgetError` if the session's peak is over ``limit`` bytes."""
     peak = result["ledger"]["peak"]
     if peak > limit:
-        raise BudgetError(f"peak memory: got {peak:,} bytes; want at most {limit:,}")
+        where = result.get("script", {}).get("context", 0)
+        raise BudgetError(
+            f"peak memory at {where} positions: got {peak:,} bytes; want at most {limit:,}"
+        )
 
 
 def session(script: Script) -> dict[str, Any]:
@@ -72,13 +82,17 @@ def session(script: Script) -> dict[str, Any]:
         began = now
 
     mark("start")
+    from bench import filling
     from edgegemma.engine.model import open_model
+    from edgegemma.engine.session import EngineModel  # noqa: F401 - Numba, counted as imported
 
     mark("import")
     model = open_model(script.package, executor=script.engine, threads=script.threads, kv=script.kv)
     mark("open")
     rng = np.random.default_rng(0)
-    cache = model.new_cache(script.prompt + script.tokens)
+    cache = filling.filled(model, script.context, script.prompt + script.tokens)
+    if script.context:
+        mark(f"fill {script.context}")
     ids = rng.integers(0, model.config.text.vocab_size, script.prompt)
     logits = model.forward(*model.embed(ids), cache)
     mark(f"prefill {script.prompt}")
@@ -93,15 +107,19 @@ def session(script: Script) -> dict[str, Any]:
         model.encode_audio(features, np.ones(frames, np.float32), state)
         mark(f"encode {script.audio_seconds:g} s")
     ledger = asdict(model.ledger())
-    return {"script": asdict(script), "steps": steps, "ledger": _split(ledger, model.package.path)}
+    imported = steps[1]["resident"]
+    split = _split(ledger, imported, model.package.path)
+    return {"script": asdict(script), "steps": steps, "ledger": split}
 
 
-def _split(ledger: dict[str, int], package: Path) -> dict[str, int]:
-    """Say of what is resident how much are mapped weights, and what is left for Python and LLVM."""
+def _split(ledger: dict[str, int], interpreter: int, package: Path) -> dict[str, int]:
+    """Say of what is resident how much is whose."""
     weights = resident_of(package, Path("/proc/self/smaps").read_text())
-    named = weights + sum(ledger[part] for part in ("inline", "cache", "audio_state"))
+    parts = ("inline", "scratch", "cache", "audio_state")
+    named = interpreter + weights + sum(ledger.get(part, 0) for part in parts)
     found = {"mapped": ledger.pop("mapped"), "mapped_resident": weights}
-    return found | ledger | {"interpreter_and_kernels": ledger["resident"] - named}
+    kernels = max(0, ledger["resident"] - named)
+    return found | {"interpreter": interpreter, "kernels": kernels} | ledger
 
 
 def resident_of(folder: Path, smaps: str) -> int:
@@ -119,7 +137,10 @@ def resident_of(folder: Path, smaps: str) -> int:
 
 def main() -> None:
     """Run one session for `measure`; its result is a line of JSON on stdout."""
-    result = session(Script(**json.loads(sys.argv[1])))
+    from edgegemma import console
+
+    with console.guard("bench"):
+        result = session(Script(**json.loads(sys.argv[1])))
     sys.stdout.write(json.dumps(result) + "\n")
 
 

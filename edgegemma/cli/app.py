@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from edgegemma import __version__, console
+from edgegemma.cli.benching import SETTINGS, bench
 from edgegemma.cli.doctor import doctor
 from edgegemma.cli.exporting import export
 from edgegemma.cli.inspecting import inspect
@@ -46,3 +47,4 @@ def _about(
 
 for command in (transcribe, run, export, inspect, models, warmup, doctor):
     app.command()(command)
+app.command(context_settings=SETTINGS)(bench)

@@ -1,0 +1,179 @@
+"""Tokens a second: decoding and prefill at chosen contexts, beside the machine's own limits in the same minute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench import filling, samples, work
+from bench.breakdown import watched
+from bench.meters import Meter
+from edgegemma.errors import InputError
+
+if TYPE_CHECKING:
+    from bench.limits import Limits
+    from edgegemma.engine.model import Cache, Model
+
+MOST_TOKENS = 192  # a sliding layer can go back so far
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to measure.
+
+    Attributes
+    ----------
+    rounds : timed repetitions of everything
+    tokens : tokens of a repetition
+    kv : entries of the K/V cache
+    """
+
+    rounds: int = 5
+    tokens: int = 16
+    kv: str = "float32"
+
+
+def decode(
+    model: Model,
+    context: int,
+    setting: Setting,
+    limits: Limits,
+    meter: Meter | None = None,
+    breakdown: bool = True,
+) -> dict[str, Any]:
+    """Measure greedy decoding after ``context`` positions.
+
+    Returns
+    -------
+    dict
+        ``tokens_per_s``, ``weight_bytes`` and ``cache_bytes`` of a token, ``read_share`` and ``dot_share`` of the
+        machine's, ``joules`` of a token or None, ``breakdown`` by function, each figure with its spread.
+    """
+    if not 1 <= setting.tokens <= MOST_TOKENS:
+        raise InputError(f"tokens: got {setting.tokens}; want 1 to {MOST_TOKENS}")
+    text = model.config.text
+    cache = filling.filled(model, context, 2 * setting.tokens)
+    _decode(model, cache, 2)  # compiled, and the weights in memory
+    cache.truncate(context)
+    reads = work.Reads(model)
+    _decode(model, cache, setting.tokens)
+    weight_bytes = reads.weights() / setting.tokens
+    cache.truncate(context)
+
+    def once() -> float:
+        seconds = _decode(model, cache, setting.tokens)
+        cache.truncate(context)
+        return setting.tokens / seconds
+
+    ours = model.executor == "edgegemma"
+    kind = setting.kv if ours else "float32"
+    cache_bytes = filling.cache_bytes(text, context, kind)
+    found = _beside(once, setting.rounds, limits, meter)
+    macs = work.products(text, 1, 1)
+    each = weight_bytes + cache_bytes if ours else 0.0
+    result = _result(found, each, macs, setting.tokens)
+    result |= {"context": context, "weight_bytes": weight_bytes or None, "cache_bytes": cache_bytes}
+    more = _breakdown(
+        model, lambda: _decode(model, cache, setting.tokens), setting.tokens, breakdown
+    )
+    result["breakdown"] = more
+    return result
+
+
+def prefill(
+    model: Model,
+    context: int,
+    setting: Setting,
+    limits: Limits,
+    meter: Meter | None = None,
+    breakdown: bool = True,
+) -> dict[str, Any]:
+    """Measure reading ``setting.tokens`` positions at once after ``context`` others; see `decode`."""
+    text, count = model.config.text, setting.tokens
+    ids = np.random.default_rng(1).integers(0, text.vocab_size, count)
+    box = [filling.filled(model, context, count)]
+
+    def once() -> float:
+        began = time.perf_counter()
+        model.forward(*model.embed(ids), box[0], num_logits=1)
+        seconds = time.perf_counter() - began
+        box[0] = filling.rewind(model, box[0], context, count)
+        return count / seconds
+
+    reads = work.Reads(model)
+    once()
+    weight_bytes = reads.weights() / count
+    once()
+    found = _beside(once, setting.rounds, limits, meter)
+    macs = work.products(text, count, 1) / count
+    result = _result(found, weight_bytes, macs, count)
+    result |= {"context": context, "tokens": count, "weight_bytes": weight_bytes or None}
+    result["seconds"] = asdict(samples.figure([count / rate for rate in found["work"]]))
+    result["breakdown"] = _breakdown(model, once, count, breakdown)
+    return result
+
+
+def _decode(model: Model, cache: Cache, count: int) -> float:
+    """Decode greedily; give the seconds."""
+    token = np.array([7], np.int64)
+    began = time.perf_counter()
+    for _ in range(count):
+        logits = model.forward(*model.embed(token), cache)
+        token = np.argmax(logits, axis=1).astype(np.int64)
+    return time.perf_counter() - began
+
+
+def _beside(
+    once: Callable[[], float], rounds: int, limits: Limits, meter: Meter | None
+) -> dict[str, list[float]]:
+    """Take turns: bandwidth, dot products, the work."""
+    joules: list[float] = []
+
+    def metered() -> float:
+        if meter is None:
+            return once()
+        meter.start()
+        rate = once()
+        joules.append(meter.stop())
+        return rate
+
+    found = samples.in_turns({"read": limits.read, "dot": limits.dot, "work": metered}, rounds)
+    return found | {"joules": joules}
+
+
+def _result(found: dict[str, list[float]], each: float, macs: float, tokens: int) -> dict[str, Any]:
+    """Sum up; ``each`` bytes and ``macs`` products belong to a token."""
+    rates = found["work"]
+    bytes_s, macs_s = [each * r for r in rates], [macs * r for r in rates]
+    figures = {
+        "tokens_per_s": samples.figure(rates),
+        "bytes_per_s": samples.figure(bytes_s) if each else None,
+        "macs_per_s": samples.figure(macs_s),
+        "read_bandwidth": samples.figure(found["read"]),
+        "dot_peak": samples.figure(found["dot"]),
+        "read_share": samples.ratio(bytes_s, found["read"]) if each else None,
+        "dot_share": samples.ratio(macs_s, found["dot"]),
+        "joules": samples.figure([j / tokens for j in found["joules"]])
+        if found["joules"]
+        else None,
+    }
+    shown: dict[str, Any] = {k: asdict(v) if v else None for k, v in figures.items()}
+    return shown | {
+        "products": macs,
+        "samples": {"work": rates, "read": found["read"], "dot": found["dot"]},
+    }
+
+
+def _breakdown(
+    model: Model, once: Callable[[], object], units: int, wanted: bool
+) -> list[dict[str, Any]]:
+    """Time by function; nothing for an executor that does not run call by call."""
+    if not wanted or model.executor != "edgegemma":
+        return []
+    with watched(model) as profile:
+        once()
+    return profile.rows(units)
