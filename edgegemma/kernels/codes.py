@@ -1,7 +1,7 @@
-"""Multiply a few rows by packed codes: two weight rows against one activation row at a time.
+"""Multiply a few rows by packed codes: four weight rows against one activation row at a time.
 
-The codes are read once, in order, as fast as the memory gives them: two rows are enough to hide what an
-addition waits for, and more streams than that, of rows of some hundred bytes, are not foreseen by the CPU.
+The codes are read once, as fast as the memory gives them. Four rows of some hundred bytes at once are streams
+that no CPU foresees, but side by side they are one piece of memory: it is asked for ahead, from front to back.
 Many rows go through `matmul`. A result is the same chain of operations there, so a row's bits do not
 depend on how many rows are in the call.
 """
@@ -34,6 +34,7 @@ from edgegemma.kernels.simd import (
 
 _WIDTH, _LANES = simd.WIDTH, simd.LANES
 _CHUNK = 32  # weight rows a thread takes at once: together they fit its first-level cache
+_LINE = 64  # bytes that memory gives at once
 _AHEAD = 8192  # bytes from the codes in use to those asked of memory; beyond the last row that is harmless
 
 
@@ -75,8 +76,15 @@ def _chunks(address, codes, scale, out, r, index, count, y):  # type: ignore[no-
         call("integers2", address, (codes, scale, out, r, index, count, y, first, stop))
 
 
+@njit(cache=True)
+def _ask(codes, at):  # type: ignore[no-untyped-def]
+    """Ask memory for the codes that four rows will need, in the order in which they lie there."""
+    for line in range(0, 4 * _WIDTH, _LINE):
+        prefetch(codes, at + _AHEAD + line)
+
+
 def _integers(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-    """Two results by an exact integer each: weight rows n[0] and n[1] against activation row m."""
+    """Four results by an exact integer each: weight rows n[k] against activation row m."""
     raise NotImplementedError
 
 
@@ -84,27 +92,30 @@ def _integers(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-unt
 def _overload_integers(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
     width = bits.literal_value
 
-    def two(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
+    def four(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
         size, x_size = codes.shape[1], r.planes.shape[1]
         last = size - _WIDTH
-        first, second = n[0] * size, n[1] * size
-        a0 = a1 = load_ints(r.total, m * _LANES)
+        n0, n1, n2, n3 = n[0] * size, n[1] * size, n[2] * size, n[3] * size
+        a0 = a1 = a2 = a3 = load_ints(r.total, m * _LANES)
         for j in range(0, x_size, _WIDTH * 8 // width):
             i = min(j * width // 8, last)
-            prefetch(codes, first + i + _AHEAD)
-            prefetch(codes, second + i + _AHEAD)
-            a0 = dot(a0, load(codes, first + i), r.planes, m * x_size + j, width)
-            a1 = dot(a1, load(codes, second + i), r.planes, m * x_size + j, width)
+            _ask(codes, n0 + 4 * i)
+            a0 = dot(a0, load(codes, n0 + i), r.planes, m * x_size + j, width)
+            a1 = dot(a1, load(codes, n1 + i), r.planes, m * x_size + j, width)
+            a2 = dot(a2, load(codes, n2 + i), r.planes, m * x_size + j, width)
+            a3 = dot(a3, load(codes, n3 + i), r.planes, m * x_size + j, width)
         return (
             np.float32(sum_ints(a0)) * r.rows[m] * scale[n[0], 0],
             np.float32(sum_ints(a1)) * r.rows[m] * scale[n[1], 0],
+            np.float32(sum_ints(a2)) * r.rows[m] * scale[n[2], 0],
+            np.float32(sum_ints(a3)) * r.rows[m] * scale[n[3], 0],
         )
 
-    return two
+    return four
 
 
 def _blocks(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-    """Two results by an exact integer for each lane of each unit, scaled and added in float32."""
+    """Four results by an exact integer for each lane of each unit, scaled and added in float32."""
     raise NotImplementedError
 
 
@@ -112,22 +123,23 @@ def _blocks(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyp
 def _overload_blocks(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
     width = bits.literal_value
 
-    def two(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
+    def four(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
         size, groups = codes.shape[1], scale.shape[1]
-        first, second = n[0] * size, n[1] * size
-        t0 = t1 = zero_floats()
+        t0 = t1 = t2 = t3 = zero_floats()
         for u in range(r.lanes.shape[1] // _LANES):
             i, even = u * _WIDTH, count
             if i > size - _WIDTH:  # the overlapping unit's lanes do not start with a block
                 i, even = size - _WIDTH, count if groups == 1 else 0
-            prefetch(codes, first + i + _AHEAD)
-            prefetch(codes, second + i + _AHEAD)
-            c0, c1 = load(codes, first + i), load(codes, second + i)
+            _ask(codes, n[0] * size + 4 * i)
+            c0, c1 = load(codes, n[0] * size + i), load(codes, n[1] * size + i)
+            c2, c3 = load(codes, n[2] * size + i), load(codes, n[3] * size + i)
             t0 = _add_unit(t0, c0, r, m, u, scale, n[0] * groups, index, even, width)
             t1 = _add_unit(t1, c1, r, m, u, scale, n[1] * groups, index, even, width)
-        return sum_floats(t0), sum_floats(t1)
+            t2 = _add_unit(t2, c2, r, m, u, scale, n[2] * groups, index, even, width)
+            t3 = _add_unit(t3, c3, r, m, u, scale, n[3] * groups, index, even, width)
+        return sum_floats(t0), sum_floats(t1), sum_floats(t2), sum_floats(t3)
 
-    return two
+    return four
 
 
 def _add_unit(total, unit, r, m, u, scale, s, index, even, bits):  # type: ignore[no-untyped-def]
@@ -150,16 +162,16 @@ def _overload_add_unit(total, unit, r, m, u, scale, s, index, even, bits):  # ty
     return add
 
 
-def _make_chunk(two: Any, bits: int) -> Any:
+def _make_chunk(four: Any, bits: int) -> Any:
     """Make the kernel of a code width: weight rows first … stop against all activation rows."""
 
     def chunk(codes, scale, out, r, index, count, y, first, stop):  # type: ignore[no-untyped-def]
         for m in range(r.planes.shape[0]):
-            for n in range(first, stop, 2):
-                other = min(n + 1, stop - 1)
-                results = two(codes, (n, other), r, m, scale, index, count, bits)
-                y[m, n] = _fake(results[0], out)
-                y[m, other] = _fake(results[1], out)
+            for n in range(first, stop, 4):
+                ns = (n, min(n + 1, stop - 1), min(n + 2, stop - 1), min(n + 3, stop - 1))
+                results = four(codes, ns, r, m, scale, index, count, bits)
+                for k in range(min(4, stop - n)):
+                    y[m, n + k] = _fake(results[k], out)
 
     return chunk
 
