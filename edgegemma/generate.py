@@ -40,7 +40,7 @@ class TextModel(Protocol):
     def embed(self, ids: npt.NDArray[np.int64]) -> tuple[F32, F32]:
         """Ids to embeddings ``[S, H]`` and per-layer rows ``[S, L, P]``."""
 
-    def new_cache(self, capacity: int | None = None) -> Any:
+    def new_cache(self, capacity: int | None = None, slack: int | None = None) -> Any:
         """Start an empty K/V cache."""
 
     def forward(self, embeds: F32, per_layer: F32, cache: Any, num_logits: int = 1) -> F32:

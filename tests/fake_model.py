@@ -29,6 +29,7 @@ TOKENS = TokenConfig(
     eoi=502,
     video=506,
 )
+AFTER_SOUND = 6  # tokens of "<audio|><turn|>\n<|turn>model\n"
 TEXT = TextConfig(
     vocab_size=VOCABULARY,
     hidden_size=HIDDEN,
@@ -83,6 +84,8 @@ class FakeCache:
 
     embeds: list[F32] = field(default_factory=list)
     per_layer: list[F32] = field(default_factory=list)
+    limit: int = TEXT.max_position_embeddings
+    prompt: int = 0  # positions before the answer, once it has begun
 
     @property
     def length(self) -> int:
@@ -93,23 +96,24 @@ class FakeCache:
 
 
 class FakeModel:
-    """Writes `script` token by token, whatever it reads; without a script, what its cache's rows ask for."""
+    """Writes `script` token by token after each prompt; without a script, what its cache's rows ask for."""
 
     def __init__(self, package: FakePackage, script: list[int] | None = None) -> None:
         self.package, self.config = package, package.config
         self.script = script
+        self.best = 9.0  # logit of the script's token; 19 makes the model sure of itself
         self.forwards: list[int] = []  # positions in each call
         self.encoded: list[int] = []  # soft tokens in each call
         self.last_cache = FakeCache()
-        self._prompt = 0
 
     def embed(self, ids: NDArray[np.int64]) -> tuple[F32, F32]:
         rows = np.sin(np.outer(ids + 1, np.arange(1, HIDDEN + 1))).astype(np.float32)
         layers = np.cos(np.outer(ids + 1, np.arange(1, LAYERS * WIDTH + 1))).astype(np.float32)
         return rows, layers.reshape(len(ids), LAYERS, WIDTH)
 
-    def new_cache(self, capacity: int | None = None) -> FakeCache:
-        self.last_cache, self._prompt = FakeCache(), 0
+    def new_cache(self, capacity: int | None = None, slack: int | None = None) -> FakeCache:
+        self.last_cache = FakeCache()
+        self.last_cache.limit = capacity or self.last_cache.limit
         return self.last_cache
 
     def forward(self, embeds: F32, per_layer: F32, cache: FakeCache, num_logits: int = 1) -> F32:
@@ -117,14 +121,26 @@ class FakeModel:
         cache.embeds.extend(embeds)
         cache.per_layer.extend(per_layer)
         logits = np.zeros((num_logits, VOCABULARY), np.float32)
-        if num_logits and self.script is not None:
-            self._prompt = self._prompt or cache.length
-            best = self.script[cache.length - self._prompt]
-            logits[-1, best : best + 2] = 9.0, 8.0
-        elif num_logits:
-            total = np.sum(np.stack(cache.embeds), axis=0, dtype=np.float64).sum()
-            logits[-1] = np.sin(np.arange(VOCABULARY) * (total + 1.0)) * 4
+        for row in range(num_logits):
+            length = cache.length - num_logits + row + 1
+            if self.script is not None:
+                best = self.script[length - self._prompt_length(cache, length)]
+                logits[row, best : best + 2] = self.best, 8.0
+            else:
+                total = np.sum(np.stack(cache.embeds[:length]), axis=0, dtype=np.float64).sum()
+                logits[row] = np.sin(np.arange(VOCABULARY) * (total + 1.0)) * 4
         return logits
+
+    def _prompt_length(self, cache: FakeCache, length: int) -> int:
+        """Where the answer begins: behind what follows the last sound, or where logits were first asked for."""
+        (end_of_sound,), _ = self.embed(np.array([TOKENS.eoa]))
+        for at in range(length - AFTER_SOUND, -1, -1):
+            if cache.prompt:
+                break
+            if np.array_equal(cache.embeds[at], end_of_sound):
+                return at + AFTER_SOUND
+        cache.prompt = cache.prompt or length
+        return cache.prompt
 
     def new_audio_state(self) -> F32:
         return np.zeros(HIDDEN, np.float32)

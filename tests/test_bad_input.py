@@ -186,7 +186,7 @@ main()
 """
 PATCHES = {
     "export": "import export.pipeline; export.pipeline._seal = wait",
-    "transcribe": "import edgegemma.transcribe; edgegemma.transcribe.encode = wait",
+    "transcribe": "import edgegemma.listen.recognizer as r; r.Recognizer.hear = wait",
     "run": "import edgegemma.generate; edgegemma.generate.generate = wait",
 }
 

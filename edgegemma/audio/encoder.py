@@ -6,6 +6,7 @@ engine bit for bit, since there a row's result does not depend on the rows besid
 
 from __future__ import annotations
 
+import time
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +41,8 @@ class AudioStream:
         the model's carried state
     tokens : int
         soft tokens given so far
+    mel_s : float
+        seconds spent on frames; the rest of `feed` is the model's
     """
 
     def __init__(self, model: AudioModel) -> None:
@@ -51,6 +54,7 @@ class AudioStream:
         self.mel = MelStream()
         self.state = model.new_audio_state()
         self.tokens = 0
+        self.mel_s = 0.0
         self._waiting = np.empty((0, MELS), np.float32)
         self._finished = False
 
@@ -65,7 +69,9 @@ class AudioStream:
             raise InputError(
                 "audio: the stream is finished; start a new AudioStream for the next clip"
             )
+        began = time.perf_counter()
         frames = np.concatenate((self._waiting, self.mel.feed(pcm)))
+        self.mel_s += time.perf_counter() - began
         whole = len(frames) // FRAMES_PER_TOKEN * FRAMES_PER_TOKEN
         self._waiting = frames[whole:].copy()
         return self._encode(frames[:whole], np.ones(whole, np.float32))

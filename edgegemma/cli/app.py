@@ -11,9 +11,10 @@ from edgegemma.cli.benching import SETTINGS, bench
 from edgegemma.cli.doctor import doctor
 from edgegemma.cli.exporting import export
 from edgegemma.cli.inspecting import inspect
+from edgegemma.cli.listening import listen
 from edgegemma.cli.listing import models
 from edgegemma.cli.running import run
-from edgegemma.cli.transcribing import transcribe
+from edgegemma.cli.transcribing import transcribe, translate
 from edgegemma.cli.warming import warmup
 
 EPILOG = "Everything but results goes to stderr. Exit status 2: something to put right, said in one line."
@@ -45,6 +46,6 @@ def _about(
     pass
 
 
-for command in (transcribe, run, export, inspect, models, warmup, doctor):
+for command in (listen, transcribe, translate, run, export, inspect, models, warmup, doctor):
     app.command()(command)
 app.command(context_settings=SETTINGS)(bench)

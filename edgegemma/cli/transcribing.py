@@ -1,14 +1,10 @@
-"""``edgegemma transcribe``: recordings to text, subtitles or JSON."""
+"""``edgegemma transcribe`` and ``edgegemma translate``: recordings to text, subtitles or JSON lines."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,47 +20,58 @@ from edgegemma.cli.options import (
     VerifyOption,
     load,
 )
-from edgegemma.cli.stats import Clock, note_memory
+from edgegemma.cli.sounds import STDIN
+from edgegemma.cli.speech_options import (
+    ENDPOINT_MS,
+    EndpointOption,
+    Form,
+    FormOption,
+    InstructionOption,
+    LanguageOption,
+    Vad,
+    VadOption,
+    gate,
+    note_guard,
+)
+from edgegemma.cli.stats import note_memory
 from edgegemma.errors import EdgeGemmaError, InputError
 
 if TYPE_CHECKING:
-    from edgegemma.engine.model import Model
-    from edgegemma.transcribe import Passage
+    from edgegemma.listen.listener import Listener
+    from edgegemma.listen.task import Task
+    from edgegemma.listen.writers import Writer
 
-STDIN = "-"
-
-
-class Form(StrEnum):
-    """How a transcript is written."""
-
-    TEXT = "text"
-    JSON = "json"
-    SRT = "srt"
-    VTT = "vtt"
+FilesArgument = Annotated[
+    list[str], typer.Argument(help="Sound files of any format and length; `-`: one on stdin.")
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Write there; for several files, a folder."),
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on where an interrupted run with --output stopped.")
+]
 
 
 def transcribe(  # noqa: PLR0913  a command line has many options
-    files: Annotated[
-        list[str], typer.Argument(help="Sound files of any format and length; `-`: stdin.")
-    ],
+    files: FilesArgument,
     model: ModelOption = "demo",
-    form: Annotated[
-        Form, typer.Option("--format", "-f", help="json: one object a file, on a line.")
-    ] = Form.TEXT,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Write there; for several files, a folder."),
-    ] = None,
-    instruction: Annotated[
-        str | None, typer.Option(help="Instead of the package's own, e.g. to translate.")
-    ] = None,
+    form: FormOption = Form.TEXT,
+    output: OutputOption = None,
+    resume: ResumeOption = False,
+    language: LanguageOption = None,
+    instruction: InstructionOption = None,
+    vad: VadOption = Vad.ENERGY,
+    endpoint_ms: EndpointOption = ENDPOINT_MS,
     engine: EngineOption = Executor.EDGEGEMMA,
     threads: ThreadsOption = None,
     kv: KvOption = CacheKind.FLOAT32,
     verify: VerifyOption = False,
     stats: StatsOption = False,
 ) -> None:
-    """Turn recordings into text. What is longer than 30 seconds is cut at quiet places.
+    """Turn recordings of any length into text. Silence is skipped.
+
+    A file appears at --output when it is complete; until then what was heard is in FILE.partial.
 
     For example:
 
@@ -72,25 +79,139 @@ def transcribe(  # noqa: PLR0913  a command line has many options
 
       edgegemma transcribe talk.mp3 -m gemma-4-E2B -f srt -o talk.srt
 
-      ffmpeg -i film.mkv -f wav - | edgegemma transcribe - -m gemma-4-E2B -f json
+      ffmpeg -i film.mkv -f wav - | edgegemma transcribe - -m gemma-4-E2B -f jsonl
     """
-    targets = _targets(files, form, output)
-    opened = load(model, engine, threads, kv, verify)
-    failed = 0
-    for name, target in zip(files, targets, strict=True):
-        try:
-            with _stream(target) as stream:
-                prefix = f"{name}: " if len(files) > 1 and target is None else ""
-                _one(Listener(opened, name, instruction, stream), form, stream, prefix, stats)
-        except EdgeGemmaError as error:
-            if len(files) == 1:
-                raise
-            console.note(str(error))  # the other files are still worth having
-            failed += 1
-    if stats:
-        note_memory()
-    if failed:
-        raise InputError(f"{failed} of {len(files)} files could not be transcribed")
+    from edgegemma.listen.task import Task
+
+    task = Task(language, instruction=instruction)
+    work = _Work(files, form, output, resume, task, vad, endpoint_ms / 1000, stats)
+    work.run(model, engine, threads, kv, verify)
+
+
+def translate(  # noqa: PLR0913  a command line has many options
+    files: FilesArgument,
+    to: Annotated[str, typer.Option("--to", help="Language to translate to, by name or code.")],
+    model: ModelOption = "demo",
+    both: Annotated[
+        bool, typer.Option("--both", help="The transcript, and a translation of each sentence.")
+    ] = False,
+    form: FormOption = Form.TEXT,
+    output: OutputOption = None,
+    resume: ResumeOption = False,
+    language: LanguageOption = None,
+    vad: VadOption = Vad.ENERGY,
+    endpoint_ms: EndpointOption = ENDPOINT_MS,
+    engine: EngineOption = Executor.EDGEGEMMA,
+    threads: ThreadsOption = None,
+    kv: KvOption = CacheKind.FLOAT32,
+    verify: VerifyOption = False,
+    stats: StatsOption = False,
+) -> None:
+    """Turn speech in one language into text in another. For the rest it is as `transcribe`.
+
+    For example: edgegemma translate talk.mp3 --to es -m gemma-4-E2B -f srt -o talk.es.srt
+    """
+    from edgegemma.listen.task import Task
+
+    task = Task(language, to, both)
+    work = _Work(files, form, output, resume, task, vad, endpoint_ms / 1000, stats)
+    work.run(model, engine, threads, kv, verify)
+
+
+class _Work:
+    """Several files and what to do with each."""
+
+    def __init__(
+        self,
+        files: list[str],
+        form: Form,
+        output: Path | None,
+        resume: bool,
+        task: Task,
+        vad: Vad,
+        endpoint_s: float,
+        stats: bool,
+    ) -> None:
+        if resume and output is None:
+            raise InputError("--resume: wants --output, beside which the interrupted run is kept")
+        self._files, self._targets = files, _targets(files, form, output)
+        self._form, self._resume, self._task, self._stats = form, resume, task, stats
+        self._vad, self._endpoint_s = vad, endpoint_s
+
+    def run(
+        self, model: str, engine: Executor, threads: int | None, kv: CacheKind, verify: bool
+    ) -> None:
+        """Do them one after the other; one that cannot be read does not stop the others."""
+        self._model_name = model
+        self._model = load(model, engine, threads, kv, verify)
+        failed = 0
+        for name, target in zip(self._files, self._targets, strict=True):
+            try:
+                if target is None:
+                    self._to_stdout(name)
+                else:
+                    self._to_file(name, target)
+            except EdgeGemmaError as error:
+                if len(self._files) == 1:
+                    raise
+                console.note(str(error))  # the other files are still worth having
+                failed += 1
+        if self._stats:
+            note_memory()
+        if failed:
+            raise InputError(f"{failed} of {len(self._files)} files could not be transcribed")
+
+    def _to_stdout(self, name: str) -> None:
+        from edgegemma.listen.writers import writer
+
+        several = len(self._files) > 1
+        if several and self._form is Form.TEXT:
+            console.out(f"{name}:")
+            sys.stdout.flush()
+        fields = {"file": name} if several else {}
+        # On a terminal a bar would cut into the text.
+        bar = not sys.stdout.isatty()
+        self._hear(name, writer(self._form.value, sys.stdout, self._task.both, **fields), 0, bar)
+
+    def _to_file(self, name: str, target: Path) -> None:
+        from edgegemma.cli.journal import Journal, identity
+
+        key = identity(name, self._model_name, self._task)
+        with Journal(target, key, self._resume) as journal:
+            self._hear(name, journal, journal.done, bar=True)
+            journal.complete(self._form.value, self._task.both)
+
+    def _hear(self, name: str, sink: Writer, done: int, bar: bool) -> None:
+        from edgegemma.audio.utterances import Utterances
+        from edgegemma.cli.sounds import Watched
+        from edgegemma.listen.events import Final
+        from edgegemma.listen.listener import Listener
+        from edgegemma.transcribe import recording
+
+        source = recording(sys.stdin.buffer if name == STDIN else name)
+        utterances = Utterances(gate(self._vad), endpoint_s=self._endpoint_s)
+        with console.progress(bar=bar, lines=False) as report:
+            total = int(source.seconds or 0)
+            watched = Watched(source, lambda block: report(name, block.stop // 16_000, total))
+            listener = Listener(self._model, watched, self._task, utterances=utterances, done=done)
+            try:
+                for event in listener:
+                    sink.write(event)
+                    if isinstance(event, Final):
+                        note_guard(name, event)
+            finally:
+                sink.finish()
+                source.close()
+        if self._stats:
+            self._note(name, listener)
+
+    def _note(self, name: str, listener: Listener) -> None:
+        work = listener.stats.work
+        took = work.features_s + work.encode_s + work.prefill_s + work.decode_s
+        pace = f" ({listener.heard_s / took:.1f} times as fast as speech)" if took else ""
+        console.note(f"{name}: {listener.heard_s:.1f} s of sound in {took:.2f} s{pace}")
+        for line in listener.stats.lines():
+            console.note(line)
 
 
 def _targets(files: list[str], form: Form, output: Path | None) -> list[Path | None]:
@@ -105,110 +226,3 @@ def _targets(files: list[str], form: Form, output: Path | None) -> list[Path | N
         raise InputError(f"--output {output}: two transcripts would be called {twice[0]}")
     output.mkdir(parents=True, exist_ok=True)
     return [output / name for name in names]
-
-
-@contextmanager
-def _stream(target: Path | None) -> Iterator[IO[str]]:
-    """Open what one transcript is written to; a file appears only when it is complete."""
-    if target is None:
-        yield sys.stdout
-        return
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            yield stream
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _one(heard: Listener, form: Form, stream: IO[str], prefix: str, stats: bool) -> None:
-    """Transcribe one file into a stream."""
-    clock = Clock()
-    if form is Form.TEXT:
-        _text(heard.passages(), stream, prefix)
-    elif form is Form.JSON:
-        passages = [_record(p) for p in heard.passages()]
-        record = {
-            "file": heard.name,
-            "text": " ".join(p["text"] for p in passages if p["text"]),
-            "audio_s": round(heard.seconds, 3),
-            "time_s": round(clock.seconds, 3),
-            "passages": passages,
-        }
-        stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-    else:
-        from edgegemma.audio.subtitles import Cue, write
-
-        cues = (Cue(p.start_s, p.end_s, p.text) for p in heard.passages())
-        for piece in write(cues, form.value):
-            stream.write(piece)
-            stream.flush()
-    if stats:
-        took = clock.seconds
-        pace = f" ({heard.seconds / took:.1f} times as fast as speech)" if took else ""
-        console.note(f"{heard.name}: {heard.seconds:.1f} s of sound in {took:.2f} s{pace}")
-
-
-class Listener:
-    """One recording on its way through the model, with the bar and the warnings.
-
-    Attributes
-    ----------
-    name : str
-        of the file
-    seconds : float
-        of sound heard so far
-    """
-
-    def __init__(self, model: Model, name: str, instruction: str | None, stream: IO[str]) -> None:
-        self._model, self.name, self._instruction = model, name, instruction
-        self._bar = not stream.isatty()  # on a terminal it would cut into the text
-        self.seconds = 0.0
-
-    def passages(self) -> Iterator[Passage]:
-        """Give passages as they are ready."""
-        from edgegemma.transcribe import transcribe
-
-        source: Any = sys.stdin.buffer if self.name == STDIN else self.name
-        with console.progress(bar=self._bar, lines=False) as report:
-
-            def watch(done: float, total: float | None) -> None:
-                self.seconds = done
-                report(self.name, int(done), int(total or 0))
-
-            for passage in transcribe(
-                self._model, source, instruction=self._instruction, progress=watch
-            ):
-                self._warn(passage)
-                yield passage
-
-    def _warn(self, passage: Passage) -> None:
-        if passage.stop in ("loop", "length"):
-            why = "repeated itself" if passage.stop == "loop" else "ran on without end"
-            span = f"{passage.start_s:.1f} to {passage.end_s:.1f} s"
-            console.note(f"{self.name}: {span}: the model {why}; cut short")
-
-
-def _text(passages: Iterable[Passage], stream: IO[str], prefix: str) -> None:
-    """Write one line a file, passage by passage as they come."""
-    before = prefix
-    try:
-        for passage in passages:
-            if passage.text:
-                stream.write(before + passage.text)
-                stream.flush()
-                before = " "
-    except BaseException:
-        stream.write("\n" if before == " " else "")  # an error's line begins at the left
-        raise
-    stream.write("\n" if before == " " else prefix + "\n")
-
-
-def _record(passage: Passage) -> dict[str, Any]:
-    return {
-        "start": round(passage.start_s, 3),
-        "end": round(passage.end_s, 3),
-        "text": passage.text,
-        "stop": passage.stop,
-    }

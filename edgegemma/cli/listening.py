@@ -1,0 +1,245 @@
+"""``edgegemma listen``: what is said becomes text while it is said."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import typer
+
+from edgegemma import console
+from edgegemma.cli.options import (
+    CacheKind,
+    EngineOption,
+    Executor,
+    KvOption,
+    ModelOption,
+    StatsOption,
+    ThreadsOption,
+    VerifyOption,
+    load,
+)
+from edgegemma.cli.sounds import Saver, Watched, source_of
+from edgegemma.cli.speech_options import (
+    ENDPOINT_MS,
+    EndpointOption,
+    Form,
+    FormOption,
+    InstructionOption,
+    LanguageOption,
+    Vad,
+    VadOption,
+    gate,
+    note_guard,
+)
+from edgegemma.cli.stats import note_memory
+from edgegemma.cli.terminal import View
+
+if TYPE_CHECKING:
+    from edgegemma.audio.blocks import Block, Source
+    from edgegemma.listen.listener import Listener
+    from edgegemma.listen.writers import Writer
+
+SOUND, RESULT = "Sound", "Result"
+
+
+class OnLost(StrEnum):
+    """What to do when the device goes away."""
+
+    WAIT = "wait"
+    STOP = "stop"
+
+
+def listen(  # noqa: PLR0913  a command line has many options
+    model: ModelOption = "demo",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            "-d",
+            help="Microphone, by number or part of its name.",
+            rich_help_panel=SOUND,
+        ),
+    ] = None,
+    list_devices: Annotated[
+        bool, typer.Option("--list-devices", help="Show them and leave.", rich_help_panel=SOUND)
+    ] = False,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            help="A recording instead; `-`: raw samples from stdin, signed 16 bits, mono.",
+            rich_help_panel=SOUND,
+        ),
+    ] = None,
+    rate: Annotated[
+        int, typer.Option(min=1000, help="Rate of raw samples, Hz.", rich_help_panel=SOUND)
+    ] = 16_000,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Play --file at its pace.", rich_help_panel=SOUND)
+    ] = False,
+    on_lost: Annotated[
+        OnLost,
+        typer.Option(
+            help="When the device is unplugged: wait for it, or end.", rich_help_panel=SOUND
+        ),
+    ] = OnLost.WAIT,
+    save_audio: Annotated[
+        Path | None, typer.Option(help="Keep the sound in a WAV file.", rich_help_panel=SOUND)
+    ] = None,
+    language: LanguageOption = None,
+    translate_to: Annotated[
+        str | None,
+        typer.Option(
+            help="Write a translation into this language instead.", rich_help_panel="Speech"
+        ),
+    ] = None,
+    both: Annotated[
+        bool,
+        typer.Option(
+            "--both",
+            help="The transcript, and a translation of each sentence.",
+            rich_help_panel="Speech",
+        ),
+    ] = False,
+    instruction: InstructionOption = None,
+    vad: VadOption = Vad.AUTO,
+    endpoint_ms: EndpointOption = ENDPOINT_MS,
+    partials: Annotated[
+        bool,
+        typer.Option(
+            help="Words while they are said, if the machine can.", rich_help_panel="Speech"
+        ),
+    ] = True,
+    form: FormOption = Form.TEXT,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write there as words are committed.")
+    ] = None,
+    engine: EngineOption = Executor.EDGEGEMMA,
+    threads: ThreadsOption = None,
+    kv: KvOption = CacheKind.FLOAT32,
+    verify: VerifyOption = False,
+    stats: StatsOption = False,
+) -> None:
+    """Write what is said while it is said. Ctrl-C ends it after the sentence, a second one at once.
+
+    On a terminal the words that may still change are dim. In a pipe or a file there are only words that stay.
+
+    For example:
+
+      edgegemma listen
+
+      edgegemma listen -d headset -m gemma-4-E2B --translate-to es --both -f srt -o talk.srt
+
+      ffmpeg -i stream.m3u8 -f s16le -ar 16000 -ac 1 - | edgegemma listen --file - -f jsonl
+    """  # fmt: skip
+    if list_devices:
+        _list_devices()
+        return
+    from edgegemma.audio.utterances import Utterances
+    from edgegemma.listen.listener import Listener
+    from edgegemma.listen.task import Task
+    from edgegemma.listen.writers import writer
+
+    task = Task(language, translate_to, both, instruction)
+    utterances = Utterances(gate(vad), endpoint_s=endpoint_ms / 1000)
+    with ExitStack() as stack:
+        stream = stack.enter_context(_opened(output))
+        watchers: list[Callable[[Block], None]] = []
+        if save_audio is not None:
+            watchers.append(stack.enter_context(Saver(save_audio)))
+        opened = load(model, engine, threads, kv, verify)
+        source = source_of(file, device, rate, realtime, on_lost.value)
+        stack.callback(source.close)
+        view: View | None = None
+        sinks: list[Writer] = []
+        if output is not None or not stream.isatty() or form is not Form.TEXT:
+            sinks.append(writer(form.value, stream, both))
+        if sys.stderr.isatty() and (output is not None or stream.isatty()):
+            view = View(sys.stderr)
+            sinks.append(view)
+            watchers.append(view.tick)
+        sound = Watched(source, *watchers)
+        listener = Listener(
+            opened, sound, task, utterances=utterances, partials=None if partials else False
+        )
+        if view is not None:
+            view.listener = listener
+        _say_start(source)
+        stack.enter_context(_finishing(source))
+        _follow(listener, sinks)
+    if stats:
+        for line in listener.stats.lines():
+            console.note(line)
+        note_memory()
+
+
+def _list_devices() -> None:
+    from edgegemma.audio.mic import list_devices
+
+    rows = [
+        (d.index, d.name, d.channels, f"{d.rate:.0f}", "default" if d.default else "")
+        for d in list_devices()
+    ]
+    console.table(("number", "name", "channels", "Hz", ""), rows)
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[IO[str]]:
+    """Open what is written to: before the model, so that a name that cannot be written is said at once."""
+    if output is None:
+        yield sys.stdout
+        return
+    with output.open("w", encoding="utf-8") as stream:
+        yield stream
+
+
+def _say_start(source: Source) -> None:
+    if source.live:
+        console.note(f"listening to {source.name}; Ctrl-C ends it")
+
+
+@contextmanager
+def _finishing(source: Source) -> Iterator[None]:
+    """Let the first Ctrl-C end the sound, and the second one everything."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def finish(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        console.note("finishing the sentence; Ctrl-C again stops at once")
+        source.close()
+
+    if before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, finish)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _follow(listener: Listener, sinks: list[Writer]) -> None:
+    """Give every event to everybody; what is not shown is said."""
+    from edgegemma.listen.events import Final, Gap, Lag
+
+    shown = any(isinstance(sink, View) for sink in sinks)
+    try:
+        for event in listener:
+            for sink in sinks:
+                sink.write(event)
+            if isinstance(event, Final):
+                note_guard(listener.source.name, event)
+            elif not shown and isinstance(event, Gap):
+                console.note(
+                    f"{event.reason} at {event.start_s:.1f} s; {event.overflows} overflows"
+                )
+            elif not shown and isinstance(event, Lag):
+                console.note(f"lag {event.seconds:.1f} s")
+    finally:
+        for sink in sinks:
+            sink.finish()

@@ -1,0 +1,101 @@
+"""Sources of sound for a command: which one is meant, and who looks on while its blocks go by."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edgegemma.errors import InputError
+
+if TYPE_CHECKING:
+    from edgegemma.audio.blocks import Block, Source
+
+STDIN = "-"
+
+
+class Watched:
+    """A source whose blocks are shown to others as they go by. A `Source`."""
+
+    def __init__(self, source: Source, *watchers: Callable[[Block], None]) -> None:
+        self._source, self._watchers = source, watchers
+        self.name, self.live, self.seconds = source.name, source.live, source.seconds
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of sound that wait."""
+        return self._source.backlog_s
+
+    @property
+    def overflows(self) -> int:
+        """How often sound was lost."""
+        return self._source.overflows
+
+    @property
+    def lost(self) -> str | None:
+        """Why the device went away."""
+        return self._source.lost
+
+    def close(self) -> None:
+        """End the iterator."""
+        self._source.close()
+
+    def __iter__(self) -> Iterator[Block]:
+        """Give the blocks."""
+        for block in self._source:
+            for watch in self._watchers:
+                watch(block)
+            yield block
+
+
+class Saver:
+    """Writes blocks into a WAV file, silence where sound was lost. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        import soundfile
+
+        from edgegemma.audio.features import SAMPLE_RATE
+
+        try:
+            self._file = soundfile.SoundFile(
+                path, "w", SAMPLE_RATE, channels=1, subtype="PCM_16", format="WAV"
+            )
+        except soundfile.LibsndfileError as error:
+            raise InputError(f"--save-audio {path}: {error.error_string}") from error
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __call__(self, block: Block) -> None:
+        """Write a block."""
+        import numpy as np
+
+        if (gap := block.start - self._file.tell()) > 0:
+            self._file.write(np.zeros(gap, np.float32))
+        self._file.write(block.samples)
+
+
+def source_of(
+    file: str | None,
+    device: str | None,
+    rate: int,
+    realtime: bool,
+    on_lost: Literal["wait", "stop"],
+) -> Source:
+    """Open what is to be heard: a file, raw samples from stdin, or a microphone."""
+    if file is None:
+        from edgegemma.audio.mic import Microphone
+
+        return Microphone(device, on_lost=on_lost)
+    if device is not None:
+        raise InputError("--device: has no place beside --file; leave one out")
+    from edgegemma.audio.sources import Pcm16, RealTime, Recording
+
+    if file == STDIN:
+        return Pcm16(sys.stdin.buffer, rate)
+    recording = Recording(file)
+    return RealTime(recording) if realtime else recording

@@ -1,0 +1,76 @@
+"""Options that `listen`, `transcribe` and `translate` share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgegemma import console
+
+if TYPE_CHECKING:
+    from edgegemma.audio.gate import Gate
+    from edgegemma.listen.events import Final
+
+LANGUAGE_HELP = "Language of the speech, by name or code; left out, the package's prompt decides."
+SPEECH = "Speech"
+
+
+class Form(StrEnum):
+    """How a transcript is written."""
+
+    TEXT = "text"
+    JSONL = "jsonl"
+    SRT = "srt"
+    VTT = "vtt"
+
+
+class Vad(StrEnum):
+    """What tells speech from silence."""
+
+    AUTO = "auto"
+    ENERGY = "energy"
+    SILERO = "silero"
+
+
+LanguageOption = Annotated[
+    str | None, typer.Option("--language", "-l", help=LANGUAGE_HELP, rich_help_panel=SPEECH)
+]
+InstructionOption = Annotated[
+    str | None,
+    typer.Option(help="What to ask of the model, instead of all that.", rich_help_panel=SPEECH),
+]
+FormOption = Annotated[Form, typer.Option("--format", "-f", help="How to write it.")]
+VadOption = Annotated[
+    Vad,
+    typer.Option(
+        help="What finds speech; auto: Silero's detector if the extra `vad` is installed.",
+        rich_help_panel=SPEECH,
+    ),
+]
+EndpointOption = Annotated[
+    int,
+    typer.Option(
+        min=200, max=5000, help="Silence that ends an utterance, ms.", rich_help_panel=SPEECH
+    ),
+]
+ENDPOINT_MS = 600
+
+
+def gate(vad: Vad) -> Gate:
+    """Make what finds speech."""
+    from edgegemma.audio.gate import EnergyGate
+    from edgegemma.audio.silero import SileroGate, find_model
+
+    if vad is Vad.SILERO or (vad is Vad.AUTO and find_model() is not None):
+        return SileroGate()
+    return EnergyGate()
+
+
+def note_guard(name: str, final: Final) -> None:
+    """Say if a text was cut because it ran away."""
+    if final.stop in ("loop", "length"):
+        why = "repeated itself" if final.stop == "loop" else "ran on without end"
+        span = f"{final.start_s:.1f} to {final.end_s:.1f} s"
+        console.note(f"{name}: {span}: the model {why}; cut short")

@@ -1,0 +1,96 @@
+"""What a person sees who talks to `edgegemma listen`: committed lines, and one line that changes."""
+
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from typing import IO, TYPE_CHECKING
+
+from edgegemma.console import plain
+from edgegemma.listen.events import Commit, Event, Final, Gap, Lag, Partial, Translation
+
+if TYPE_CHECKING:
+    from edgegemma.audio.blocks import Block
+    from edgegemma.listen.listener import Listener
+
+METER = " ▁▂▃▄▅▆▇█"
+LOWEST_DB, HIGHEST_DB = -60.0, -10.0
+CLEAR, DIM, PLAIN = "\r\x1b[K", "\x1b[2m", "\x1b[0m"
+LAG_SECONDS = 0.5  # less than this is not worth a word
+
+
+class View:
+    """Draws on a terminal. Committed words are bright, what may change is dim."""
+
+    def __init__(self, stream: IO[str], listener: Listener | None = None) -> None:
+        self._stream = stream
+        self.listener = listener
+        self._said = self._partial = ""
+
+    def write(self, event: Event) -> None:
+        """Show an event."""
+        if isinstance(event, Commit):
+            self._said, self._partial = self._said + event.text, ""
+        elif isinstance(event, Partial):
+            self._partial = event.text
+        elif isinstance(event, Final):
+            self._line(event.text)
+            self._said = self._partial = ""
+        elif isinstance(event, Translation):
+            self._line(f"{event.language}: {event.text}")
+        elif isinstance(event, Gap):
+            self._line(f"[{event.reason}]")
+        elif isinstance(event, Lag):
+            how = f"{event.block_s:g} s at a time" if event.partials else "only at the end"
+            self._line(f"[lag {event.seconds:.1f} s; words come {how}]")
+        self._draw()
+
+    def finish(self) -> None:
+        """Leave the cursor on an empty line."""
+        self._stream.write(CLEAR)
+        self._stream.flush()
+
+    def tick(self, _block: Block) -> None:
+        """Move the meter."""
+        self._draw()
+
+    def _line(self, text: str) -> None:
+        if text := plain(text).strip():
+            self._stream.write(f"{CLEAR}{text}\n")
+
+    def _draw(self) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        meter = self._meter()
+        said, partial = plain(self._said), plain(self._partial)
+        room = width - len(meter) - 1
+        cut = cells(said + partial) - room
+        if cut > 0:  # the end is what changes
+            said, partial = _without(said, cut), _without(partial, cut - cells(said))
+        self._stream.write(f"{CLEAR}{meter} {said}{DIM}{partial}{PLAIN}")
+        self._stream.flush()
+
+    def _meter(self) -> str:
+        if self.listener is None:
+            return METER[0]
+        level, _ = self.listener.levels_db
+        share = (level - LOWEST_DB) / (HIGHEST_DB - LOWEST_DB)
+        bar = METER[round(min(max(share, 0.0), 1.0) * (len(METER) - 1))]
+        lag = self.listener.lag_s
+        return f"{bar} lag {lag:.1f} s" if lag >= LAG_SECONDS else bar
+
+
+def cells(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def _without(text: str, columns: int) -> str:
+    """Leave out so many columns at the beginning."""
+    at = 0
+    while columns > 0 and at < len(text):
+        columns -= cells(text[at])
+        at += 1
+    return text[at:]

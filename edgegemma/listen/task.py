@@ -1,0 +1,94 @@
+"""What the model is asked to do with the speech: Gemma 4's own prompts, and ours where its card has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgegemma.errors import InputError
+from edgegemma.listen.agreement import HOLD_BACK, TRANSLATION_HOLD_BACK
+from edgegemma.listen.languages import language
+
+TRANSCRIBE = "transcribe"  # the name of the package's prompt in its manifest
+
+_TRANSCRIPT = (
+    "Transcribe the following speech segment in {speech} into {text} text.\n\n"
+    "Follow these specific instructions for formatting the answer:\n"
+    "*   Only output the transcription, with no newlines.\n"
+    "*   When transcribing numbers, write the digits, i.e. write 1.7 and not one point seven, "
+    "and write 3 instead of three."
+)
+_SPEECH = (  # not on the card, which only transcribes first; worded after its transcription
+    "Translate the following speech segment in {speech} into {text} text.\n\n"
+    "Follow these specific instructions for formatting the answer:\n"
+    "*   Only output the translation, with no newlines."
+)
+_TEXT = (
+    "Translate the following text in {speech} into {text}. Only output the translation, "
+    "with no newlines.\n\n{sentence}"
+)
+_ANY = "its original language"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to do with the speech.
+
+    Attributes
+    ----------
+    language : str, optional
+        of the speech, by name or code; without it the package's own prompt is used, or the model finds out
+    translate_to : str, optional
+        the language of a translation
+    both : bool
+        the transcript live, and a translation of each committed sentence; else the speech is translated directly
+    instruction : str, optional
+        instead of all prompts for speech
+    """
+
+    language: str | None = None
+    translate_to: str | None = None
+    both: bool = False
+    instruction: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("language", "translate_to"):
+            if (name := getattr(self, field)) is not None:
+                object.__setattr__(self, field, language(name))
+        if self.both and self.translate_to is None:
+            raise InputError("both: wants a language to translate to")
+
+    @property
+    def translates_speech(self) -> bool:
+        """Whether the text that comes out of the speech is a translation."""
+        return self.translate_to is not None and not self.both
+
+    @property
+    def hold_back(self) -> int:
+        """Words that a commit leaves out."""
+        return TRANSLATION_HOLD_BACK if self.translates_speech else HOLD_BACK
+
+    def speech_prompt(self, prompts: Mapping[str, str]) -> str:
+        """Give the instruction that stands before the sound. ``prompts``: the package's.
+
+        Raises
+        ------
+        InputError
+            Nothing says what to do.
+        """
+        if self.instruction is not None:
+            return self.instruction
+        if self.translates_speech:
+            return _SPEECH.format(speech=self.language or _ANY, text=self.translate_to)
+        own = prompts.get(TRANSCRIBE)
+        if self.language is not None and f" in {self.language} " not in (own or ""):
+            return _TRANSCRIPT.format(speech=self.language, text=self.language)
+        if own is None:
+            raise InputError(
+                f"listen: the package has no prompt {TRANSCRIBE!r}; give a language or an instruction"
+            )
+        return own
+
+    def text_prompt(self, sentence: str) -> str:
+        """Give the request to translate a sentence of the transcript."""
+        return _TEXT.format(speech=self.language or _ANY, text=self.translate_to, sentence=sentence)

@@ -1,0 +1,371 @@
+"""Events of a listener: what is committed stays, nothing is lost, silence has no words."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from edgegemma import models
+from edgegemma.audio.blocks import Block
+from edgegemma.audio.features import SAMPLE_RATE
+from edgegemma.audio.files import read_audio
+from edgegemma.engine.model import Model, open_model
+from edgegemma.errors import InputError
+from edgegemma.listen import events as kinds
+from edgegemma.listen.events import (
+    Commit,
+    Event,
+    Final,
+    Gap,
+    Lag,
+    Partial,
+    Silence,
+    Translation,
+    from_json,
+    to_json,
+)
+from edgegemma.listen.listener import Listener
+from edgegemma.listen.pace import MODES
+from edgegemma.listen.task import Task
+from edgegemma.text.tokenizer import Tokenizer
+from edgegemma.transcribe import transcribe
+from tests.fake_model import TOKENS, FakeModel, FakePackage, fake_package
+from tests.speechlike import join, silence, speech, white
+
+F32 = NDArray[np.float32]
+EOS = TOKENS.eos[1]
+SAMPLES = Path(models.__file__).parent / "data" / "samples"
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "listen.md"
+
+
+class Played:
+    """Sound in blocks of 80 ms, as from a microphone; what it raises comes after the last one."""
+
+    name, live, seconds = "played", True, None
+
+    def __init__(self, samples: F32, error: Exception | None = None, block: int = 1280) -> None:
+        self._samples, self._error, self._block = samples, error, block
+        self.backlog_s, self.overflows = 0.0, 0
+        self.lost: str | None = None
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __iter__(self) -> Iterator[Block]:
+        for start in range(0, len(self._samples), self._block):
+            if self.closed:
+                return
+            yield Block(start, self._samples[start : start + self._block])
+        if self._error is not None:
+            raise self._error
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> FakePackage:
+    return fake_package(tmp_path_factory.mktemp("package"))
+
+
+@pytest.fixture(scope="module")
+def demo() -> Model:
+    return open_model(models.find("demo"))
+
+
+def words(files: FakePackage, text: str) -> list[int]:
+    return list(map(int, Tokenizer(files).encode(text)))
+
+
+def finals(events: list[Event]) -> list[Final]:
+    return [event for event in events if isinstance(event, Final)]
+
+
+def said(events: list[Event]) -> list[str]:
+    """Joined commits of each utterance."""
+    texts = [""]
+    for event in events:
+        if isinstance(event, Commit):
+            texts[-1] += event.text
+        elif isinstance(event, Final):
+            texts.append("")
+    assert texts.pop() == ""
+    return texts
+
+
+class Talker(FakeModel):
+    """Writes a word for each half second of sound it has read since the last instruction; the last one wavers."""
+
+    def __init__(self, package: FakePackage) -> None:
+        super().__init__(package)
+        self.best = 19.0
+        self._words = [words(package, f" w{n}") for n in range(60)]
+
+    def forward(self, embeds: F32, per_layer: F32, cache: Any, num_logits: int = 1) -> F32:
+        sound = sum(1 for row in (*cache.embeds, *embeds) if abs(row).max() > 1)
+        self.script = [*itertools.chain(*self._words[: sound // 12]), 600 + sound % 7, EOS]
+        return super().forward(embeds, per_layer, cache, num_logits)
+
+
+@pytest.fixture(scope="module")
+def long_talk() -> F32:
+    return join(speech(4), silence(1.5), speech(2.5), silence(1.2))
+
+
+def test_commits_join_to_the_final_and_nothing_is_taken_back(
+    files: FakePackage, long_talk: F32
+) -> None:
+    events = list(Listener(Talker(files), Played(long_talk)))
+    assert said(events) == [final.text for final in finals(events)]
+    assert [f.reason for f in finals(events)] == ["silence", "silence"]
+    commits = [event for event in events if isinstance(event, Commit)]
+    first_final = events.index(finals(events)[0])
+    assert sum(events.index(commit) < first_final - 1 for commit in commits) > 3  # while he speaks
+
+
+def test_a_partial_is_what_may_still_change(files: FakePackage, long_talk: F32) -> None:
+    events = list(Listener(Talker(files), Played(long_talk)))
+    before = events[: events.index(finals(events)[0])]
+    wavering = {event.text[-9:] for event in before if isinstance(event, Partial) and event.text}
+    assert len(wavering) > 3  # the wavering end was shown…
+    *on_the_way, _ = (event.text for event in before if isinstance(event, Commit))
+    assert re.fullmatch(r"(w\d+ ?)+", "".join(on_the_way))  # …and not committed
+
+
+def test_times_go_on_and_words_lie_in_their_utterance(files: FakePackage, long_talk: F32) -> None:
+    events = list(Listener(Talker(files), Played(long_talk)))
+    times = [
+        (word.start_s, word.end_s)
+        for event in events
+        if isinstance(event, Commit)
+        for word in event.words
+    ]
+    flat = [at for span in times for at in span]
+    assert flat == sorted(flat)
+    first, second = finals(events)
+    assert first.start_s <= flat[0]
+    assert flat[-1] <= second.end_s
+    assert first.end_s <= second.start_s
+    assert second.start_s == pytest.approx(5.5 - 0.3, abs=0.1)
+
+
+def test_silence_is_told_and_costs_nothing(files: FakePackage) -> None:
+    model = FakeModel(files, [EOS])
+    listener = Listener(model, Played(join(silence(3))))
+    assert list(listener) == [Silence(0.0, 3.0)]
+    assert (model.encoded, model.forwards) == ([], [])
+    assert listener.stats.skipped_s == pytest.approx(3.0)
+
+
+def test_finals_and_silences_cover_the_sound(files: FakePackage, long_talk: F32) -> None:
+    events = list(Listener(Talker(files), Played(long_talk)))
+    spans = [(e.start_s, e.end_s) for e in events if isinstance(e, Final | Silence)]
+    assert spans[0][0] == 0
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(spans))
+    assert spans[-1][1] == len(long_talk) / SAMPLE_RATE
+
+
+def test_a_click_has_no_words(files: FakePackage) -> None:
+    click = join(silence(1), speech(0.1), silence(1))
+    assert finals(list(Listener(Talker(files), Played(click)))) == []
+
+
+def test_an_error_comes_after_what_was_heard(files: FakePackage) -> None:
+    listener = Listener(Talker(files), Played(join(speech(2)), InputError("damaged")))
+    events: list[Event] = []
+    with pytest.raises(InputError, match="damaged"):
+        events.extend(listener)
+    (final,) = finals([*events])
+    assert final.reason == "end of input"
+    assert final.text
+
+
+def test_closing_the_source_finishes_the_sentence(files: FakePackage, long_talk: F32) -> None:
+    source = Played(long_talk)
+    events: list[Event] = []
+    for event in Listener(Talker(files), source):
+        events.append(event)
+        if isinstance(event, Commit):
+            source.close()
+    (final,) = finals(events)
+    assert final.reason == "end of input"
+
+
+def test_cancelling_stops_at_once(files: FakePackage, long_talk: F32) -> None:
+    events: list[Event] = []
+    listener = Listener(Talker(files), Played(long_talk), cancel=lambda: len(events) > 3)
+    events.extend(listener)
+    assert len(events) < 8
+
+
+class Broken(Played):
+    """A device that goes away for a second."""
+
+    def __iter__(self) -> Iterator[Block]:
+        for block in super().__iter__():
+            yield block
+            if block.stop >= 2 * SAMPLE_RATE:
+                break
+        self.lost, self.overflows = "unplugged", 1
+        yield Block(block.stop, block.samples[:0], cut=True)
+        self.lost = None
+        for late in super().__iter__():
+            yield Block(late.start + 3 * SAMPLE_RATE, late.samples)
+
+
+def test_lost_sound_is_told_and_ends_the_utterance(files: FakePackage) -> None:
+    events = list(Listener(Talker(files), Broken(join(speech(3)))))
+    assert [final.reason for final in finals(events)] == ["break", "end of input"]
+    unplugged, gone = (event for event in events if isinstance(event, Gap))
+    assert (unplugged.reason, unplugged.start_s) == ("unplugged", 2.0)
+    assert (gone.start_s, gone.end_s, gone.overflows) == (2.0, 3.0, 1)
+
+
+def test_what_is_done_already_is_left_out(files: FakePackage, long_talk: F32) -> None:
+    whole = finals(list(Listener(Talker(files), Played(long_talk), partials=False)))
+    done = round(whole[0].end_s * SAMPLE_RATE)
+    rest = list(Listener(Talker(files), Played(long_talk), partials=False, done=done))
+    assert [(f.text, f.start_s) for f in finals(rest)] == [(whole[1].text, whole[1].start_s)]
+
+
+@settings(max_examples=10)
+@given(block=st.integers(200, 20_000))
+def test_blocks_change_no_text(files: FakePackage, long_talk: F32, block: int) -> None:
+    want = [
+        f.text for f in finals(list(Listener(Talker(files), Played(long_talk), partials=False)))
+    ]
+    played = Played(long_talk, block=block)
+    got = [f.text for f in finals(list(Listener(Talker(files), played, partials=False)))]
+    assert got == want
+
+
+# Too slow a machine
+
+
+class Slow(Played):
+    """A source whose sound waits, as a script of seconds says."""
+
+    def __init__(self, samples: F32, backlog: dict[float, float]) -> None:
+        super().__init__(samples)
+        self._waits = backlog
+
+    def __iter__(self) -> Iterator[Block]:
+        for block in super().__iter__():
+            at = block.stop / SAMPLE_RATE
+            self.backlog_s = [wait for since, wait in self._waits.items() if since <= at][-1]
+            yield block
+
+
+def test_who_falls_behind_widens_then_waits_for_the_end_and_comes_back(
+    files: FakePackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)  # only what the source says counts
+    source = Slow(join(speech(25)), {0: 0.0, 3: 2.1, 10: 0.0})
+    events = list(Listener(Talker(files), source))
+    lags = [event for event in events if isinstance(event, Lag)]
+    changes = [mode for mode, _ in itertools.groupby((lag.block_s, lag.partials) for lag in lags)]
+    down, up = [tuple(mode) for mode in MODES[1:]], [tuple(mode) for mode in MODES[-2::-1]]
+    assert changes == down + up
+    assert all(lag.seconds > 2 for lag in lags[:3])
+    heard = [event.end_s for event in events if isinstance(event, Partial)]
+    assert not [at for at in heard if 6 < at < 12]  # words come at the end…
+    assert [at for at in heard if at > 20]  # …until it has caught up
+
+
+def test_no_sound_is_left_out_by_who_falls_behind(files: FakePackage) -> None:
+    sound = join(speech(12), silence(1))
+    models = [FakeModel(files, [EOS]) for _ in range(2)]
+    list(Listener(models[0], Played(sound)))
+    list(Listener(models[1], Slow(sound, {0: 9.0})))
+    assert sum(models[0].encoded) == sum(models[1].encoded)
+
+
+# The embedded model
+
+
+def test_the_samples_are_heard_live_as_in_a_file(demo: Model) -> None:
+    rows = json.loads((SAMPLES / "samples.json").read_text())
+    spoken = [read_audio(SAMPLES / row["file"]).samples for row in rows]
+    sound = np.concatenate([np.append(samples, silence(1)) for samples in spoken])
+    wanted = [f.text for f in transcribe(demo, sound)]
+    assert wanted == [row["text"] for row in rows]
+    events = list(Listener(demo, Played(sound)))
+    assert [f.reason for f in finals(events)] == ["silence"] * len(rows)
+    assert said(events) == [final.text for final in finals(events)]
+    assert [f.text for f in finals(list(Listener(demo, Played(sound), partials=False)))] == wanted
+
+
+@pytest.mark.parametrize("sound", [silence(20), white(20)], ids=["silence", "noise"])
+def test_where_nobody_speaks_there_is_not_one_word(demo: Model, sound: F32) -> None:
+    events = list(Listener(demo, Played(join(sound))))
+    assert "".join(final.text for final in finals(events)) == ""
+
+
+# Translation
+
+
+def test_each_committed_sentence_is_translated(files: FakePackage) -> None:
+    sentence = [*words(files, "one. two"), EOS]
+    model = FakeModel(files, sentence)
+    model.best = 19.0
+    task = Task(translate_to="es", both=True)
+    events = list(Listener(model, Played(join(speech(2), silence(1))), task))
+    first, second = (event for event in events if isinstance(event, Translation))
+    assert (first.source, second.source) == ("one.", "two")
+    assert {first.language, second.language} == {"Spanish"}
+    assert events.index(first) < events.index(finals(events)[0]) < events.index(second)
+
+
+def test_prompts_say_the_languages() -> None:
+    own = {"transcribe": "Transcribe in English into English text."}
+    assert Task().speech_prompt(own) == own["transcribe"]
+    assert Task("en").speech_prompt(own) == own["transcribe"]
+    assert "in German into German" in Task("german").speech_prompt(own)
+    assert "in French into Spanish" in Task("fr", "es").speech_prompt(own)
+    assert "original language into Spanish" in Task(None, "es").speech_prompt(own)
+    assert Task("fr", "es", both=True).speech_prompt(own).count("French") == 2
+    assert "from" not in Task("fr", "es", both=True).text_prompt("x").lower()
+    assert Task(instruction="Do.").speech_prompt({}) == "Do."
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("Spannish", "Spanish"), ("qqq", "e.g."), ("xx", "e.g.")]
+)
+def test_an_unknown_language_is_refused_with_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(InputError, match=f"language '{name}': is not known; .*{hint}"):
+        Task(translate_to=name)
+
+
+def test_a_package_without_a_prompt_needs_to_be_told(files: FakePackage) -> None:
+    model = FakeModel(dataclasses.replace(files, prompts={}), [EOS])
+    with pytest.raises(InputError, match="has no prompt 'transcribe'"):
+        Listener(model, Played(silence(1)))
+    Listener(model, Played(silence(1)), Task("fr"))
+
+
+# Events as JSON
+
+
+def test_events_survive_json(files: FakePackage, long_talk: F32) -> None:
+    for event in Listener(Talker(files), Played(long_talk)):
+        record = json.loads(json.dumps(to_json(event)))
+        assert to_json(from_json(record)) == record
+
+
+def test_the_page_lists_every_field_of_every_event() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", DOCS.read_text(), re.MULTILINE)
+    listed = {name: set(re.findall(r"`(\w+)`", fields)) for name, fields in rows}
+    known = {
+        name: {field.name for field in dataclasses.fields(kind)}
+        for kind, name in kinds.NAMES.items()
+    }
+    assert {name: listed.get(name) for name in known} == known
