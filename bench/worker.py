@@ -34,12 +34,13 @@ class Ours:
     """A package on either executor."""
 
     def __init__(self, executor: str, path: str, threads: int, context: int) -> None:
-        import importlib.metadata
+        from importlib import metadata
 
         from bench import filling
+        from edgegemma import __version__
         from edgegemma.engine.model import open_model
 
-        self.version = importlib.metadata.version(executor)
+        self.version = __version__ if executor == "edgegemma" else metadata.version(executor)
         self._model = open_model(path, executor=executor, threads=threads)
         self._context = context
         self._cache = filling.filled(self._model, context, 256)
