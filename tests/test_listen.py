@@ -22,7 +22,6 @@ from edgegemma.audio.features import SAMPLE_RATE
 from edgegemma.audio.files import read_audio
 from edgegemma.engine.model import Model, open_model
 from edgegemma.errors import InputError
-from edgegemma.listen import events as kinds
 from edgegemma.listen.events import (
     Commit,
     Event,
@@ -46,7 +45,6 @@ from tests.speechlike import join, silence, speech, white
 F32 = NDArray[np.float32]
 EOS = TOKENS.eos[1]
 SAMPLES = Path(models.__file__).parent / "data" / "samples"
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "listen.md"
 
 
 class Played:
@@ -325,26 +323,6 @@ def test_each_committed_sentence_is_translated(files: FakePackage) -> None:
     assert events.index(first) < events.index(finals(events)[0]) < events.index(second)
 
 
-def test_prompts_say_the_languages() -> None:
-    own = {"transcribe": "Transcribe in English into English text."}
-    assert Task().speech_prompt(own) == own["transcribe"]
-    assert Task("en").speech_prompt(own) == own["transcribe"]
-    assert "in German into German" in Task("german").speech_prompt(own)
-    assert "in French into Spanish" in Task("fr", "es").speech_prompt(own)
-    assert "original language into Spanish" in Task(None, "es").speech_prompt(own)
-    assert Task("fr", "es", both=True).speech_prompt(own).count("French") == 2
-    assert "from" not in Task("fr", "es", both=True).text_prompt("x").lower()
-    assert Task(instruction="Do.").speech_prompt({}) == "Do."
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"), [("Spannish", "Spanish"), ("qqq", "e.g."), ("xx", "e.g.")]
-)
-def test_an_unknown_language_is_refused_with_the_nearest(name: str, hint: str) -> None:
-    with pytest.raises(InputError, match=f"language '{name}': is not known; .*{hint}"):
-        Task(translate_to=name)
-
-
 def test_a_package_without_a_prompt_needs_to_be_told(files: FakePackage) -> None:
     model = FakeModel(dataclasses.replace(files, prompts={}), [EOS])
     with pytest.raises(InputError, match="has no prompt 'transcribe'"):
@@ -359,13 +337,3 @@ def test_events_survive_json(files: FakePackage, long_talk: F32) -> None:
     for event in Listener(Talker(files), Played(long_talk)):
         record = json.loads(json.dumps(to_json(event)))
         assert to_json(from_json(record)) == record
-
-
-def test_the_page_lists_every_field_of_every_event() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", DOCS.read_text(), re.MULTILINE)
-    listed = {name: set(re.findall(r"`(\w+)`", fields)) for name, fields in rows}
-    known = {
-        name: {field.name for field in dataclasses.fields(kind)}
-        for kind, name in kinds.NAMES.items()
-    }
-    assert {name: listed.get(name) for name in known} == known

@@ -129,9 +129,6 @@ def _plain_array(_context, array):  # type: ignore[no-untyped-def]
 plain: Any = intrinsic(_plain_array)
 
 
-# ---- bytes: codes and quantized activations
-
-
 @_verb(Bytes, ARRAY, types.intp)
 def load(b: Any, array: Any, i: Any) -> Any:
     """Bytes ``array[i : i + WIDTH]``."""
@@ -142,9 +139,8 @@ def load(b: Any, array: Any, i: Any) -> Any:
 def prefetch(b: Any, array: Any, i: Any) -> None:
     """Ask for the cache line of byte ``array[i]``; it need not be inside the array."""
     place = _one(b, array, i, V8.element)
-    hint = [ir.Constant(I32, value) for value in (0, 3, 1)]  # for reading, kept close, data
-    kind = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
-    b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0"), [place, *hint])
+    hint = [ir.Constant(I32, value) for value in (0, 3, 1)]  # to read, to keep near, data
+    _call(b, "llvm.prefetch.p0", ir.VoidType(), place, *hint)
 
 
 @_verb(Ints, Ints, Bytes, ARRAY, types.intp, LITERAL)
@@ -193,9 +189,6 @@ def store_rounded(b: Any, q: Any, i: Any, v: Any) -> None:
     b.store(b.trunc(b.fptosi(v, V32), small), _at(b, q, i, small), align=1)
 
 
-# ---- ints
-
-
 @_verb(Ints)
 def zero_ints(b: Any) -> Any:
     """Zeros."""
@@ -230,9 +223,6 @@ def scale_ints(b: Any, v: Any, factor: Any) -> Any:
 def sum_ints(b: Any, v: Any) -> Any:
     """Add up the lanes."""
     return _call(b, f"llvm.vector.reduce.add.v{LANES}i32", I32, v)
-
-
-# ---- floats
 
 
 @_verb(Floats)
