@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,16 @@ def test_threads_are_measured_on_the_package(package: Package) -> None:
     model = open_model(package.path)
     assert tuning.fastest(model) == (model.threads, model.prefill_threads)
     assert model.threads >= 1
+
+
+KEYS = """
+from edgegemma.kernels import codes, late, matmul
+for name, kernel in late.KERNELS.items():
+    codegen = kernel.dispatcher.targetctx.codegen()
+    print(name, kernel.dispatcher._cache._index_key(kernel.signature, codegen))
+"""
+
+
+def test_another_process_finds_the_kernels_that_are_compiled_late() -> None:
+    first, second = (subprocess.check_output([sys.executable, "-c", KEYS]) for _ in range(2))
+    assert first == second != b""

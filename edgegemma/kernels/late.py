@@ -31,7 +31,10 @@ class Kernel:
     def __init__(self, name: str, signature: Any, function: Callable[..., Any]) -> None:
         self.symbol = f"edgegemma_cell_{name}"
         self.signature = signature
-        self.dispatcher = njit(cache=True)(function)
+        self.dispatcher: Any = njit(cache=True)(function)
+        # Numba's key of a closure is what it closes over, and a function among that has another identity in each
+        # process: it would never be found again. The name says as much, and the stamp knows the sources.
+        self.dispatcher._cache._index_key = lambda s, codegen: (s, codegen.magic_tuple(), name)
         self._cell = ctypes.c_int64(0)
         place = ctypes.addressof(self._cell)
         llvm.add_symbol(self.symbol, place)
