@@ -7,7 +7,7 @@ TEST := build/venv
 PIP := -m pip --disable-pip-version-check install --quiet
 PYTEST := $(TEST)/bin/python -m pytest
 
-.PHONY: demo test test-slow test-arm lint clean
+.PHONY: demo test test-slow test-arm test-arm-system lint clean
 
 demo: $(DEMO)/.ready
 	$(DEMO)/bin/edgegemma warmup demo
@@ -21,6 +21,11 @@ test-slow: $(TEST)/.ready
 
 test-arm: $(TEST)/.ready
 	$(PYTEST) -m arm
+
+# By hand, 20 minutes for E2B: make test-arm-system PACKAGE=~/models/gemma-4-E2B
+test-arm-system:
+	tests/arm/setup.sh .arm64
+	tests/arm/system.sh .arm64 "$(PACKAGE)" /job/tests/arm/session.py /data
 
 lint: $(TEST)/.ready
 	$(TEST)/bin/ruff check
