@@ -31,10 +31,8 @@ class Kernel:
     def __init__(self, name: str, signature: Any, function: Callable[..., Any]) -> None:
         self.symbol = f"edgegemma_cell_{name}"
         self.signature = signature
-        self.dispatcher: Any = njit(cache=True)(function)
-        # Numba's key of a closure is what it closes over, and a function among that has another identity in each
-        # process: it would never be found again. The name says as much, and the stamp knows the sources.
-        self.dispatcher._cache._index_key = lambda s, codegen: (s, codegen.magic_tuple(), name)
+        self.dispatcher = njit(cache=True)(function)
+        _keyed(self.dispatcher, name)
         self._cell = ctypes.c_int64(0)
         place = ctypes.addressof(self._cell)
         llvm.add_symbol(self.symbol, place)
@@ -47,6 +45,19 @@ class Kernel:
             result: Any = self.dispatcher.overloads[self.signature.args]
             name = result.fndesc.llvm_cfunc_wrapper_name
             self._cell.value = result.library.get_pointer_to_function(name)
+
+
+def _keyed(dispatcher: Any, name: str) -> None:
+    """Have Numba find a kept kernel by its name instead of what it closes over.
+
+    A function among that has another identity in each process, so it would never be found again. The stamp knows the
+    sources, and the name the rest.
+    """
+    dispatcher._cache._index_key = lambda signature, codegen: (
+        signature,
+        codegen.magic_tuple(),
+        name,
+    )
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int64)
