@@ -45,9 +45,9 @@ class Recorder(EngineModel):
         return self._programs[name].graph
 
     def _run(
-        self, name: str, outputs: Sequence[str], feeds: Mapping[str, Any], state: Any
+        self, name: str, outputs: Sequence[str], feeds: Mapping[str, Any], state: Any, several: bool
     ) -> list[Any]:
-        pool.use(self.threads)
+        pool.use(self.prefill_threads if several else self.threads)
         before = _cached(self.graph(name).inputs, state, state.start) if state else {}
         values = {**feeds, **before}
         seen = self.seen.setdefault(name, {})

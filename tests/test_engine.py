@@ -240,7 +240,7 @@ def child(code: str, **environment: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=kept | everything)
 
 
-@pytest.mark.parametrize(("given", "spins"), [({}, "300"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+@pytest.mark.parametrize(("given", "spins"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
 def test_waiting_threads_are_told_to_give_way_before_openmp_listens(
     given: dict[str, str], spins: str
 ) -> None:
