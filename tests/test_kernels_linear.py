@@ -165,7 +165,7 @@ def test_bits_do_not_depend_on_threads(bits: int, per_block: bool, static: float
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("block", [0, 16, 128])
 def test_extreme_codes_and_activations_do_not_saturate(bits: int, block: int) -> None:
-    k = 256
+    k = 1024
     for byte in (0, 0xFF):
         codes = np.full((5, k * bits // 8), byte, np.uint8)
         scale = np.ones((5, k // block if block else 1), np.float32)

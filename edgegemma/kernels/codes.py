@@ -1,7 +1,8 @@
 """Multiply a few rows by packed codes: four weight rows against one activation row at a time.
 
-The codes are read once, as fast as the memory gives them. Four rows of some hundred bytes at once are streams
-that no CPU foresees, but side by side they are one piece of memory: it is asked for ahead, from front to back.
+The codes are asked of memory well before they are used: rows of some hundred bytes, four at a time, are no stream
+that a CPU foresees.
+
 Many rows go through `matmul`. A result is the same chain of operations there, so a row's bits do not
 depend on how many rows are in the call.
 """
@@ -12,13 +13,15 @@ from typing import Any
 
 import numpy as np
 from numba import njit, prange, typeof, types
-from numba.extending import overload
 
 from edgegemma.kernels import simd
-from edgegemma.kernels.activation import EMPTY, _fake, _padded, _quantize
+from edgegemma.kernels.activation import EMPTY, _padded, _quantize
+from edgegemma.kernels.fours import store_integers, store_totals
 from edgegemma.kernels.late import Kernel, call, ready
 from edgegemma.kernels.simd import (
+    RUN,
     dot,
+    dot_run,
     fma,
     lane_scales,
     load,
@@ -26,16 +29,16 @@ from edgegemma.kernels.simd import (
     load_ints,
     multiply,
     prefetch,
-    sum_floats,
-    sum_ints,
+    splat,
     to_floats,
     zero_floats,
 )
+from edgegemma.kernels.static import _quantize_static
 
 _WIDTH, _LANES = simd.WIDTH, simd.LANES
-_CHUNK = 32  # weight rows a thread takes at once: together they fit its first-level cache
-_LINE = 64  # bytes that memory gives at once
-_AHEAD = 8192  # bytes from the codes in use to those asked of memory; beyond the last row that is harmless
+_CHUNK = 32  # weight rows a thread takes at once
+_AHEAD = 4096  # bytes, at least, from the codes in use to those asked for
+_LINE = 64  # bytes of a cache line
 
 
 def _codes(x, codes, scale, activation, bits, block, y):  # type: ignore[no-untyped-def]
@@ -44,18 +47,23 @@ def _codes(x, codes, scale, activation, bits, block, y):  # type: ignore[no-unty
     if codes.shape[1] < _WIDTH:  # less than a vector: put the row at the end of one
         codes = _padded(codes, _WIDTH)
         in_unit = 0
-    r = _quantize(x, activation[0], bits, block)
-    index, count = r.block, in_unit
-    if scale.shape[1] == 1:
-        index, count = np.zeros_like(r.block), 1
-    exact = scale.shape[1] == 1 and activation[0] > np.float32(0.0)
-    if bits == 2:
-        address = ready("integers2") if exact else ready("blocks2")
-    elif bits == 4:
-        address = ready("integers4") if exact else ready("blocks4")
+    if scale.shape[1] == 1 and activation[0] > np.float32(0.0):
+        r = _quantize_static(x, activation[0], bits)
     else:
-        address = ready("integers8") if exact else ready("blocks8")
-    _chunks(address, codes, scale, activation[1], r, index, count, y)
+        r = _quantize(x, activation[0], bits, block)
+    _chunks(_kernel(scale, activation, bits), codes, scale, activation[1], r, in_unit, y)
+
+
+@njit(cache=True)
+def _kernel(scale, activation, bits):  # type: ignore[no-untyped-def]
+    """Give the address of the kernel for a matrix."""
+    rows = scale.shape[1] == 1
+    exact = rows and activation[0] > np.float32(0.0)
+    if bits == 2:
+        return ready("integers2") if exact else ready("lanes2") if rows else ready("blocks2")
+    if bits == 4:
+        return ready("integers4") if exact else ready("lanes4") if rows else ready("blocks4")
+    return ready("integers8") if exact else ready("lanes8") if rows else ready("blocks8")
 
 
 @njit(cache=True)
@@ -68,119 +76,129 @@ def _scales_in_unit(block, bits):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True)
-def _chunks(address, codes, scale, out, r, index, count, y):  # type: ignore[no-untyped-def]
+def _chunks(address, codes, scale, out, r, even, y):  # type: ignore[no-untyped-def]
     """Share the weight rows among the threads."""
     rows = codes.shape[0]
     for c in prange((rows + _CHUNK - 1) // _CHUNK):
         first, stop = c * _CHUNK, min(rows, c * _CHUNK + _CHUNK)
-        call("integers2", address, (codes, scale, out, r, index, count, y, first, stop))
+        call("integers2", address, (codes, scale, out, r, even, y, first, stop))
 
 
-@njit(cache=True)
-def _ask(codes, at):  # type: ignore[no-untyped-def]
-    """Ask memory for the codes that four rows will need, in the order in which they lie there."""
-    for line in range(0, 4 * _WIDTH, _LINE):
-        prefetch(codes, at + _AHEAD + line)
+@njit(forceinline=True)
+def _ahead(size):  # type: ignore[no-untyped-def]
+    """Count the bytes from the codes in use to those to ask for: whole fours of rows."""
+    return (_AHEAD + 4 * size - 1) // (4 * size) * (4 * size)
 
 
-def _integers(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-    """Four results by an exact integer each: weight rows n[k] against activation row m."""
-    raise NotImplementedError
+def _make_integers(bits: int) -> Any:
+    """Make the kernel of exact products, weight rows first ... stop: a scale a row, static activations."""
+    unit = _WIDTH * 8 // bits
+    run = RUN * _WIDTH
 
-
-@overload(_integers, prefer_literal=True, jit_options={"forceinline": True})
-def _overload_integers(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-    width = bits.literal_value
-
-    def four(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
+    def integers(codes, scale, out, r, even, y, first, stop):  # type: ignore[no-untyped-def]
         size, x_size = codes.shape[1], r.planes.shape[1]
-        last = size - _WIDTH
-        n0, n1, n2, n3 = n[0] * size, n[1] * size, n[2] * size, n[3] * size
-        a0 = a1 = a2 = a3 = load_ints(r.total, m * _LANES)
-        for j in range(0, x_size, _WIDTH * 8 // width):
-            i = min(j * width // 8, last)
-            _ask(codes, n0 + 4 * i)
-            a0 = dot(a0, load(codes, n0 + i), r.planes, m * x_size + j, width)
-            a1 = dot(a1, load(codes, n1 + i), r.planes, m * x_size + j, width)
-            a2 = dot(a2, load(codes, n2 + i), r.planes, m * x_size + j, width)
-            a3 = dot(a3, load(codes, n3 + i), r.planes, m * x_size + j, width)
-        return (
-            np.float32(sum_ints(a0)) * r.rows[m] * scale[n[0], 0],
-            np.float32(sum_ints(a1)) * r.rows[m] * scale[n[1], 0],
-            np.float32(sum_ints(a2)) * r.rows[m] * scale[n[2], 0],
-            np.float32(sum_ints(a3)) * r.rows[m] * scale[n[3], 0],
-        )
+        ahead, whole = _ahead(size), size // run * run
+        for m in range(r.planes.shape[0]):
+            x = m * x_size
+            for n in range(first, stop, 4):
+                n1, n2, n3 = min(n + 1, stop - 1), min(n + 2, stop - 1), min(n + 3, stop - 1)
+                c0, c1, c2, c3 = n * size, n1 * size, n2 * size, n3 * size
+                a0 = a1 = a2 = a3 = load_ints(r.total, m * _LANES)
+                for k in range(0, whole, run):
+                    for line in range(0, 4 * run, _LINE):
+                        prefetch(codes, c0 + 4 * k + line + ahead)
+                    j = x + k * 8 // bits
+                    a0 = dot_run(a0, codes, c0 + k, r.planes, j, bits)
+                    a1 = dot_run(a1, codes, c1 + k, r.planes, j, bits)
+                    a2 = dot_run(a2, codes, c2 + k, r.planes, j, bits)
+                    a3 = dot_run(a3, codes, c3 + k, r.planes, j, bits)
+                for j in range(whole * 8 // bits, x_size, unit):
+                    k = min(j * bits // 8, size - _WIDTH)
+                    a0 = dot(a0, load(codes, c0 + k), r.planes, x + j, bits)
+                    a1 = dot(a1, load(codes, c1 + k), r.planes, x + j, bits)
+                    a2 = dot(a2, load(codes, c2 + k), r.planes, x + j, bits)
+                    a3 = dot(a3, load(codes, c3 + k), r.planes, x + j, bits)
+                s0, s1, s2, s3 = scale[n, 0], scale[n1, 0], scale[n2, 0], scale[n3, 0]
+                at = m * y.shape[1] + n
+                store_integers(y, at, stop - n, a0, a1, a2, a3, r.rows[m], s0, s1, s2, s3, out)
 
-    return four
-
-
-def _blocks(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-    """Four results by an exact integer for each lane of each unit, scaled and added in float32."""
-    raise NotImplementedError
-
-
-@overload(_blocks, prefer_literal=True, jit_options={"forceinline": True})
-def _overload_blocks(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-    width = bits.literal_value
-
-    def four(codes, n, r, m, scale, index, count, bits):  # type: ignore[no-untyped-def]
-        size, groups = codes.shape[1], scale.shape[1]
-        t0 = t1 = t2 = t3 = zero_floats()
-        for u in range(r.lanes.shape[1] // _LANES):
-            i, even = u * _WIDTH, count
-            if i > size - _WIDTH:  # the overlapping unit's lanes do not start with a block
-                i, even = size - _WIDTH, count if groups == 1 else 0
-            _ask(codes, n[0] * size + 4 * i)
-            c0, c1 = load(codes, n[0] * size + i), load(codes, n[1] * size + i)
-            c2, c3 = load(codes, n[2] * size + i), load(codes, n[3] * size + i)
-            t0 = _add_unit(t0, c0, r, m, u, scale, n[0] * groups, index, even, width)
-            t1 = _add_unit(t1, c1, r, m, u, scale, n[1] * groups, index, even, width)
-            t2 = _add_unit(t2, c2, r, m, u, scale, n[2] * groups, index, even, width)
-            t3 = _add_unit(t3, c3, r, m, u, scale, n[3] * groups, index, even, width)
-        return sum_floats(t0), sum_floats(t1), sum_floats(t2), sum_floats(t3)
-
-    return four
+    return integers
 
 
-def _add_unit(total, unit, r, m, u, scale, s, index, even, bits):  # type: ignore[no-untyped-def]
-    """Add unit u of a weight row, whose scales begin at s, times that of activation row m."""
-    raise NotImplementedError
+def _make_lanes(bits: int) -> Any:
+    """Make the kernel for a scale a row and any activations: an exact integer for each lane, added in float32."""
+    unit = _WIDTH * 8 // bits
 
+    @njit(forceinline=True)
+    def add(total, codes, c, r, m, u, scale):  # type: ignore[no-untyped-def]
+        start = m * r.lanes.shape[1] + u * _LANES
+        plane = m * r.planes.shape[1] + u * unit
+        exact = dot(load_ints(r.offset, start), load(codes, c), r.planes, plane, bits)
+        return fma(to_floats(exact), multiply(load_floats(r.lanes, start), scale), total)
 
-@overload(_add_unit, prefer_literal=True, jit_options={"forceinline": True})
-def _overload_add_unit(total, unit, r, m, u, scale, s, index, even, bits):  # type: ignore[no-untyped-def]
-    width = bits.literal_value
-
-    def add(total, unit, r, m, u, scale, s, index, even, bits):  # type: ignore[no-untyped-def]
-        lane = u * _LANES
-        start = m * r.lanes.shape[1] + lane
-        plane = m * r.planes.shape[1] + u * (_WIDTH * 8 // width)
-        exact = dot(load_ints(r.offset, start), unit, r.planes, plane, width)
-        weight = lane_scales(scale, s, index, lane, even)
-        return fma(to_floats(exact), multiply(load_floats(r.lanes, start), weight), total)
-
-    return add
-
-
-def _make_chunk(four: Any, bits: int) -> Any:
-    """Make the kernel of a code width: weight rows first … stop against all activation rows."""
-
-    def chunk(codes, scale, out, r, index, count, y, first, stop):  # type: ignore[no-untyped-def]
+    def lanes(codes, scale, out, r, even, y, first, stop):  # type: ignore[no-untyped-def]
+        size = codes.shape[1]
+        ahead = _ahead(size)
         for m in range(r.planes.shape[0]):
             for n in range(first, stop, 4):
-                ns = (n, min(n + 1, stop - 1), min(n + 2, stop - 1), min(n + 3, stop - 1))
-                results = four(codes, ns, r, m, scale, index, count, bits)
-                for k in range(min(4, stop - n)):
-                    y[m, n + k] = _fake(results[k], out)
+                n1, n2, n3 = min(n + 1, stop - 1), min(n + 2, stop - 1), min(n + 3, stop - 1)
+                s0, s1 = splat(scale[n, 0]), splat(scale[n1, 0])
+                s2, s3 = splat(scale[n2, 0]), splat(scale[n3, 0])
+                t0 = t1 = t2 = t3 = zero_floats()
+                for u in range(r.planes.shape[1] // unit):
+                    for line in range(0, 4 * _WIDTH, _LINE):
+                        prefetch(codes, n * size + 4 * u * _WIDTH + line + ahead)
+                    k = min(u * _WIDTH, size - _WIDTH)
+                    t0 = add(t0, codes, n * size + k, r, m, u, s0)
+                    t1 = add(t1, codes, n1 * size + k, r, m, u, s1)
+                    t2 = add(t2, codes, n2 * size + k, r, m, u, s2)
+                    t3 = add(t3, codes, n3 * size + k, r, m, u, s3)
+                store_totals(y, m * y.shape[1] + n, stop - n, t0, t1, t2, t3, out)
 
-    return chunk
+    return lanes
+
+
+def _make_blocks(bits: int) -> Any:
+    """Make the kernel for a scale a block: as that of lanes, with scales that change along a row."""
+    unit = _WIDTH * 8 // bits
+
+    @njit(forceinline=True)
+    def add(total, codes, c, r, m, u, scale, s, even):  # type: ignore[no-untyped-def]
+        lane = u * _LANES
+        start = m * r.lanes.shape[1] + lane
+        plane = m * r.planes.shape[1] + u * unit
+        exact = dot(load_ints(r.offset, start), load(codes, c), r.planes, plane, bits)
+        weight = lane_scales(scale, s, r.block, lane, even)
+        return fma(to_floats(exact), multiply(load_floats(r.lanes, start), weight), total)
+
+    def blocks(codes, scale, out, r, even, y, first, stop):  # type: ignore[no-untyped-def]
+        size, groups = codes.shape[1], scale.shape[1]
+        ahead = _ahead(size)
+        for m in range(r.planes.shape[0]):
+            for n in range(first, stop, 4):
+                n1, n2, n3 = min(n + 1, stop - 1), min(n + 2, stop - 1), min(n + 3, stop - 1)
+                t0 = t1 = t2 = t3 = zero_floats()
+                for u in range(r.planes.shape[1] // unit):
+                    for line in range(0, 4 * _WIDTH, _LINE):
+                        prefetch(codes, n * size + 4 * u * _WIDTH + line + ahead)
+                    k, known = u * _WIDTH, even
+                    if k > size - _WIDTH:  # the overlapping unit's lanes do not start with a block
+                        k, known = size - _WIDTH, 0
+                    t0 = add(t0, codes, n * size + k, r, m, u, scale, n * groups, known)
+                    t1 = add(t1, codes, n1 * size + k, r, m, u, scale, n1 * groups, known)
+                    t2 = add(t2, codes, n2 * size + k, r, m, u, scale, n2 * groups, known)
+                    t3 = add(t3, codes, n3 * size + k, r, m, u, scale, n3 * groups, known)
+                store_totals(y, m * y.shape[1] + n, stop - n, t0, t1, t2, t3, out)
+
+    return blocks
 
 
 _VECTOR, _MATRIX = types.Array(types.float32, 1, "C"), types.Array(types.float32, 2, "C")
-_PACKED, _INDEX = types.Array(types.uint8, 2, "C"), types.Array(types.int32, 1, "C")
+_PACKED = types.Array(types.uint8, 2, "C")
 _INT, _FLOAT = types.int64, types.float32
-_CHUNK_OF = types.void(_PACKED, _MATRIX, _FLOAT, typeof(EMPTY), _INDEX, _INT, _MATRIX, _INT, _INT)
+_CHUNK_OF = types.void(_PACKED, _MATRIX, _FLOAT, typeof(EMPTY), _INT, _MATRIX, _INT, _INT)
 for _bits in (2, 4, 8):
-    Kernel(f"integers{_bits}", _CHUNK_OF, _make_chunk(_integers, _bits))
-    Kernel(f"blocks{_bits}", _CHUNK_OF, _make_chunk(_blocks, _bits))
+    Kernel(f"integers{_bits}", _CHUNK_OF, _make_integers(_bits))
+    Kernel(f"lanes{_bits}", _CHUNK_OF, _make_lanes(_bits))
+    Kernel(f"blocks{_bits}", _CHUNK_OF, _make_blocks(_bits))
 Kernel("codes", types.void(_MATRIX, _PACKED, _MATRIX, _VECTOR, _INT, _INT, _MATRIX), _codes)

@@ -25,17 +25,35 @@ BYTE_OFFSET = {
     "generic": 128,
 }
 
+RUN = 4  # vectors of codes that `run` takes
+
+
+def run(b: Any, path: str, acc: Any, units: Sequence[tuple[Any, Sequence[Any]]], bits: int) -> Any:
+    """Do `dot` for `RUN` vectors of codes with their planes; products stay int16 while they surely fit."""
+    if bits < 8 and path == "avx2":
+        return _avx2_run(b, acc, units, bits)
+    if bits < 8 and path == "neon":
+        pairs = [pair for codes, planes in units for pair in _pairs(b, codes, planes, bits)]
+        return _neon_small(b, acc, pairs)
+    for codes, planes in units:
+        acc = dot(b, path, acc, codes, planes, bits)
+    return acc
+
 
 def dot(b: Any, path: str, acc: Any, codes: Any, planes: Sequence[Any], bits: int) -> Any:
     """Unpack codes of 2, 4 or 8 bits and add their products with the planes to acc."""
     if bits == 8:
         return _LARGE[path](b, acc, codes, planes[0])
+    return dot_small(b, path, acc, _pairs(b, codes, planes, bits))
+
+
+def _pairs(b: Any, codes: Any, planes: Sequence[Any], bits: int) -> Pairs:
     mask = _constant(codes.type, (1 << bits) - 1)
     pairs = []
     for c, plane in enumerate(planes):
         shifted = b.lshr(codes, _constant(codes.type, bits * c)) if c else codes
         pairs.append((b.and_(shifted, mask) if c < len(planes) - 1 else shifted, plane))
-    return dot_small(b, path, acc, pairs)
+    return pairs
 
 
 def dot_small(b: Any, path: str, acc: Any, pairs: Pairs) -> Any:
@@ -74,6 +92,25 @@ def _avx2_small(b: Any, acc: Any, pairs: Pairs) -> Any:
     return b.add(acc, _madd(b, total, _constant(half, 1)))
 
 
+def _avx2_run(b: Any, acc: Any, units: Sequence[tuple[Any, Sequence[Any]]], bits: int) -> Any:
+    # A pair of products is at most 2 · 15 · 128, so eight of them fit int16. Of 2-bit codes the odd ones stay where
+    # they are, 4 times as large: one shift for four planes, and another for the sum, a multiple of 4.
+    half, by_four = ir.VectorType(I16, 16), _constant(ir.VectorType(I16, 16), 4)
+    sums: list[Any] = [None, None]
+    for codes, planes in units:
+        upper = b.bitcast(b.lshr(b.bitcast(codes, half), by_four), codes.type)
+        for c, plane in enumerate(planes):
+            odd = c % 2 if bits == 2 else 0
+            mask = (1 << bits) - 1 << bits * odd
+            code = b.and_(upper if bits * c >= 4 else codes, _constant(codes.type, mask))
+            part = _call(b, "llvm.x86.avx2.pmadd.ub.sw", half, code, plane)
+            sums[odd] = part if sums[odd] is None else b.add(sums[odd], part)
+    total = sums[0]
+    if sums[1] is not None:
+        total = b.add(total, b.ashr(sums[1], _constant(half, 2)))
+    return b.add(acc, _madd(b, total, _constant(half, 1)))
+
+
 def _avx2_large(b: Any, acc: Any, codes: Any, x: Any) -> Any:
     # vpmaddubsw would saturate: split into even and odd bytes, widened in place.
     half = ir.VectorType(I16, 16)
@@ -99,7 +136,7 @@ def _sdot_large(b: Any, acc: Any, codes: Any, x: Any) -> Any:
 
 
 def _neon_small(b: Any, acc: Any, pairs: Pairs) -> Any:
-    # smull, smlal …: four products of at most 15 · 128 fit int16, and so do their pairwise sums.
+    # smull, smlal …: eight products of at most 15 · 128 fit int16, and so do their pairwise sums.
     low, high = _neon_products(b, *pairs[0])
     for codes, x in pairs[1:]:
         one, other = _neon_products(b, codes, x)

@@ -23,6 +23,7 @@ from edgegemma.kernels import cpu, dots
 TARGET = cpu.target()
 WIDTH = cpu.WIDTH[TARGET.path]
 LANES = WIDTH // 4
+RUN = dots.RUN
 BYTE_OFFSET = dots.BYTE_OFFSET[TARGET.path]  # what `dot` leaves in an 8-bit code
 
 I16, I32, F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
@@ -143,6 +144,17 @@ def prefetch(b: Any, array: Any, i: Any) -> None:
     _call(b, "llvm.prefetch.p0", ir.VoidType(), place, *hint)
 
 
+@_verb(Ints, Ints, ARRAY, types.intp, ARRAY, types.intp, LITERAL)
+def dot_run(b: Any, acc: Any, codes: Any, i: Any, x: Any, j: Any, bits: int) -> Any:
+    """Do `dot` for `RUN` vectors of codes from ``codes[i]`` on and the activations from ``x[j]`` on."""
+    units = []
+    for k in range(RUN):
+        unit = _load(b, codes, b.add(i, ir.Constant(i.type, k * WIDTH)), V8)
+        first = b.add(j, ir.Constant(j.type, k * WIDTH * 8 // bits))
+        units.append((unit, _planes(b, x, first, bits)))
+    return dots.run(b, TARGET.path, acc, units, bits)
+
+
 @_verb(Ints, Ints, Bytes, ARRAY, types.intp, LITERAL)
 def dot(b: Any, acc: Any, codes: Any, x: Any, i: Any, bits: int) -> Any:
     """Add to each lane the products of its codes with the activations at ``x[i:]``.
@@ -150,8 +162,11 @@ def dot(b: Any, acc: Any, codes: Any, x: Any, i: Any, bits: int) -> Any:
     The codes are unsigned, low bits first; ``x`` int8 holds one vector for each plane of them (plane
     c: code c of every byte). For 8 bits the code counts as ``code - 128 + BYTE_OFFSET``.
     """
-    planes = [_load(b, x, b.add(i, ir.Constant(i.type, c * WIDTH)), V8) for c in range(8 // bits)]
-    return dots.dot(b, TARGET.path, acc, codes, planes, bits)
+    return dots.dot(b, TARGET.path, acc, codes, _planes(b, x, i, bits), bits)
+
+
+def _planes(b: Any, x: Any, i: Any, bits: int) -> list[Any]:
+    return [_load(b, x, b.add(i, ir.Constant(i.type, c * WIDTH)), V8) for c in range(8 // bits)]
 
 
 @_verb(types.void, ARRAY, types.intp, ARRAY, types.intp, LITERAL)

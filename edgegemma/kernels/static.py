@@ -37,7 +37,11 @@ def _quantize_static(x, scale, bits):  # type: ignore[no-untyped-def]
         np.empty(0, np.int32),
         np.empty(count, np.float32),
     )
-    _static_rows(ready("static_row"), x, scale, bits, r)
+    address = ready("static_row")
+    if count == 1:  # no fork and join for a single row
+        call("static_row", address, (x[0], scale, bits, r, 0))
+    else:
+        _static_rows(address, x, scale, bits, r)
     return r
 
 
