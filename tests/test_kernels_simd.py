@@ -15,6 +15,7 @@ from numba import njit
 
 from edgegemma.errors import InputError
 from edgegemma.kernels import cache, cpu, linear, simd
+from edgegemma.kernels.lanes import lane_scales
 from edgegemma.kernels.late import KERNELS, Kernel, ready
 from edgegemma.kernels.simd import LANES
 from tests.crosscompile import ARM, X86
@@ -31,7 +32,7 @@ def _rounded(x):  # type: ignore[no-untyped-def]
 @njit
 def _scales(scale, base, index, count):  # type: ignore[no-untyped-def]
     out = np.empty(LANES, np.float32)
-    simd.store_floats(out, 0, simd.lane_scales(scale, base, index, 0, count))
+    simd.store_floats(out, 0, lane_scales(scale, base, index, 0, count))
     return out
 
 

@@ -17,13 +17,13 @@ from numba import njit, prange, typeof, types
 from edgegemma.kernels import simd
 from edgegemma.kernels.activation import EMPTY, _padded, _quantize
 from edgegemma.kernels.fours import store_integers, store_totals
+from edgegemma.kernels.lanes import lane_scales
 from edgegemma.kernels.late import Kernel, call, ready
 from edgegemma.kernels.simd import (
     RUN,
     dot,
     dot_run,
     fma,
-    lane_scales,
     load,
     load_floats,
     load_ints,
@@ -68,7 +68,7 @@ def _kernel(scale, activation, bits):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _scales_in_unit(block, bits):  # type: ignore[no-untyped-def]
-    """Count the scales of a unit for `simd.lane_scales`; 0 when they do not share its lanes evenly."""
+    """Count the scales of a unit for `lane_scales`; 0 when they do not share its lanes evenly."""
     lanes = block * bits // 32
     if lanes % _LANES == 0:
         return 1

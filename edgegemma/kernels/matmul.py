@@ -15,10 +15,10 @@ from numba import njit, prange, typeof, types
 from edgegemma.kernels import simd, tiles
 from edgegemma.kernels.activation import EMPTY, _fake, _padded, _quantize
 from edgegemma.kernels.codes import _scales_in_unit
+from edgegemma.kernels.lanes import lane_scales
 from edgegemma.kernels.late import Kernel, call, ready
 from edgegemma.kernels.simd import (
     add_ints,
-    lane_scales,
     load_floats,
     load_ints,
     multiply,

@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -314,52 +313,5 @@ def halves(b: Any, v: Any) -> Any:
     return b.extract_element(v, ir.Constant(I32, 0))
 
 
-@_verb(Floats, ARRAY, types.intp, ARRAY, types.intp, types.intp)
-def lane_scales(b: Any, scale: Any, base: Any, index: Any, i: Any, count: Any) -> Any:
-    """Give each lane its scale ``scale[base + index[i + lane]]``.
-
-    ``count`` says what is known of the index: 1, 2, 4 or 8 scales in a row, each for as many
-    lanes, cost one load and one shuffle. Any other count is read lane by lane.
-    """
-    first = b.add(base, b.sext(b.load(_one(b, index, i, I32)), base.type))
-    counts = [n for n in (1, 2, 4, 8) if n <= LANES]
-    done = b.append_basic_block("scales")
-    slow = b.append_basic_block("scales.lanes")
-    switch = b.switch(count, slow)
-    found = []
-    for n in counts:
-        block = b.append_basic_block(f"scales.{n}")
-        switch.add_case(ir.Constant(count.type, n), block)
-        b.position_at_end(block)
-        found.append((_spread(b, scale, first, n), b.block))
-        b.branch(done)
-    b.position_at_end(slow)
-    found.append((_gather(b, scale, base, index, i), b.block))
-    b.branch(done)
-    b.position_at_end(done)
-    result = b.phi(VF)
-    for value, block in found:
-        result.add_incoming(value, block)
-    return result
-
-
 def _one(b: Any, pointer: Any, index: Any, kind: Any) -> Any:
     return b.gep(b.bitcast(pointer, kind.as_pointer()), [index])
-
-
-def _spread(b: Any, scale: Any, first: Any, count: int) -> Any:
-    if count == 1:
-        return _splat(b, b.load(_one(b, scale, first, F32)), VF)
-    few = _load(b, scale, first, ir.VectorType(F32, count))
-    index = np.repeat(np.arange(count), LANES // count).tolist()
-    empty = ir.Constant(few.type, ir.Undefined)
-    return b.shuffle_vector(few, empty, ir.Constant(ir.VectorType(I32, LANES), index))
-
-
-def _gather(b: Any, scale: Any, base: Any, index: Any, i: Any) -> Any:
-    result = ir.Constant(VF, ir.Undefined)
-    for lane in range(LANES):
-        place = b.load(_one(b, index, b.add(i, ir.Constant(i.type, lane)), I32))
-        value = b.load(_one(b, scale, b.add(base, b.sext(place, base.type)), F32))
-        result = b.insert_element(result, value, ir.Constant(I32, lane))
-    return result
