@@ -130,7 +130,7 @@ def _round(x, static, scale, inverse, block, start, q):  # type: ignore[no-untyp
 
 
 def _lay(q, r, m, bits):  # type: ignore[no-untyped-def]
-    """Write the planes and offsets of row m from its int8 values q in the order of the units."""
+    """Write the planes of row m from its int8 values q in the order of the units, their total, and offsets if kept."""
     raise NotImplementedError
 
 
@@ -141,17 +141,29 @@ def _overload_lay(q, r, m, bits):  # type: ignore[no-untyped-def]
     offset = _BYTE_OFFSET if width == 8 else 1 << (width - 1)
 
     def lay(q, r, m, bits):  # type: ignore[no-untyped-def]
-        total = simd.zero_ints()
+        total, kept = simd.zero_ints(), r.offset.size > 0
         for u in range(q.size // unit):
             plane = m * r.planes.shape[1] + u * unit
             simd.store_planes(r.planes, plane, q, u * unit, width)
             added = simd.sum_planes(r.planes, plane, width)
-            added = simd.scale_ints(added, np.int32(-offset))
-            simd.store_ints(r.offset, m * r.offset.shape[1] + u * _LANES, added)
             total = simd.add_ints(total, added)
-        simd.store_ints(r.total, m * _LANES, total)
+            if kept:
+                added = simd.scale_ints(added, np.int32(-offset))
+                simd.store_ints(r.offset, m * r.offset.shape[1] + u * _LANES, added)
+        simd.store_ints(r.total, m * _LANES, simd.scale_ints(total, np.int32(-offset)))
 
     return lay
+
+
+@njit(cache=True)
+def _lay_row(q, r, m, bits):  # type: ignore[no-untyped-def]
+    """Do `_lay` for a width that is known when it runs."""
+    if bits == 2:
+        _lay(q, r, m, 2)
+    elif bits == 4:
+        _lay(q, r, m, 4)
+    else:
+        _lay(q, r, m, 8)
 
 
 def _quantize_row(x, static, bits, block, r, m):  # type: ignore[no-untyped-def]
@@ -162,12 +174,7 @@ def _quantize_row(x, static, bits, block, r, m):  # type: ignore[no-untyped-def]
     unit = _WIDTH * 8 // bits
     q = np.zeros(r.planes.shape[1], np.int8)
     _round(x, static, scale, inverse, block, x.size // unit * unit, q)
-    if bits == 2:
-        _lay(q, r, m, 2)
-    elif bits == 4:
-        _lay(q, r, m, 4)
-    else:
-        _lay(q, r, m, 8)
+    _lay_row(q, r, m, bits)
     r.rows[m] = static
     for b in range(scale.size):
         if scale[b] != scale[b]:

@@ -7,15 +7,13 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, typeof, types
-from numba.extending import overload
 
 from edgegemma.kernels import simd
-from edgegemma.kernels.activation import EMPTY, Rounded, _units
+from edgegemma.kernels.activation import EMPTY, Rounded, _lay_row, _units
 from edgegemma.kernels.late import Kernel, call, ready
 from edgegemma.kernels.simd import Floats, Ints
 
 _WIDTH, _LANES = simd.WIDTH, simd.LANES
-_BYTE_OFFSET = simd.BYTE_OFFSET
 
 
 @simd._verb(Ints, Ints, Floats)
@@ -67,34 +65,7 @@ def _static_row(x, scale, bits, r, m):  # type: ignore[no-untyped-def]
         seen = note_nan(seen, v)
         simd.store_rounded(q, i + shift, simd.divide(v, step))
     r.rows[m] = scale if simd.sum_ints(seen) == 0 else np.float32(np.nan)
-    if bits == 2:
-        _lay_planes(q, r, m, 2)
-    elif bits == 4:
-        _lay_planes(q, r, m, 4)
-    else:
-        _lay_planes(q, r, m, 8)
-
-
-def _lay_planes(q, r, m, bits):  # type: ignore[no-untyped-def]
-    """Write the planes and the total of row m from its int8 values q in the order of the units."""
-    raise NotImplementedError
-
-
-@overload(_lay_planes, prefer_literal=True)
-def _overload_lay_planes(q, r, m, bits):  # type: ignore[no-untyped-def]
-    width = bits.literal_value
-    unit = _WIDTH * 8 // width
-    offset = _BYTE_OFFSET if width == 8 else 1 << (width - 1)
-
-    def lay(q, r, m, bits):  # type: ignore[no-untyped-def]
-        total = simd.zero_ints()
-        for u in range(0, q.size, unit):
-            plane = m * q.size + u
-            simd.store_planes(r.planes, plane, q, u, width)
-            total = simd.add_ints(total, simd.sum_planes(r.planes, plane, width))
-        simd.store_ints(r.total, m * _LANES, simd.scale_ints(total, np.int32(-offset)))
-
-    return lay
+    _lay_row(q, r, m, bits)
 
 
 Kernel(
