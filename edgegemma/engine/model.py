@@ -99,7 +99,7 @@ class Model(ABC):
         if capacity is not None and not 0 < capacity <= longest:
             raise InputError(f"context: got {capacity} positions; want 1 to {longest}")
         if self.memory_limit is not None:
-            self.plan(capacity or longest).check(self.memory_limit)
+            self.plan(capacity or longest, slack).check(self.memory_limit)
         cache = self._new_cache(capacity or longest, slack)
         self._caches.add(cache)
         return cache
@@ -200,7 +200,7 @@ class Model(ABC):
             peak=memory.peak_bytes(),
         )
 
-    def plan(self, context: int) -> budget.Plan:
+    def plan(self, context: int, slack: int | None = None) -> budget.Plan:
         """Say what one more text of so many positions will need, with the texts that are there already.
 
         The audio encoder counts from its first state until `release_audio`.

@@ -58,7 +58,7 @@ class EngineModel(Model):
         """Give the steps of a chunk, with logits or without: what runs and what it reads."""
         return self._programs[DECODER].plan([*(["logits"] if logits else []), *self._present])
 
-    def plan(self, context: int) -> budget.Plan:
+    def plan(self, context: int, slack: int | None = None) -> budget.Plan:
         """Say what one more text of so many positions will need. See `Model.plan`."""
         loaded = {name: program.graph for name, program in self._programs.items()}
         text = budget.external_bytes(loaded[name] for name in (EMBED, DECODER))
@@ -68,8 +68,8 @@ class EngineModel(Model):
             arrays = self._audio_arrays(self.config.audio).values()
             audio += sum(array.nbytes for array in arrays)
         caches = [c for c in self._caches if isinstance(c, KVCache)]
-        if context:
-            caches.append(KVCache(self._layouts(), context, self._kv))
+        if context:  # not written to, so it takes no memory itself
+            caches.append(self._new_cache(context, slack))
         planned = sum(cache.planned(cache.limit) for cache in caches)
         return budget.Plan(text, audio, self._inline_bytes(), self._scratch_bytes(), planned)
 
@@ -106,15 +106,12 @@ class EngineModel(Model):
             rows(EMBED, per_layer, layers, text.hidden_size_per_layer_input, count=count),
         )
 
-    def _new_cache(self, capacity: int, slack: int | None) -> Cache:
-        layouts = self._layouts()
-        return KVCache(layouts, capacity, self._kv, SLACK if slack is None else slack)
-
-    def _layouts(self) -> list[Layout]:
+    def _new_cache(self, capacity: int, slack: int | None) -> KVCache:
         text = self.config.text
-        return [
+        layouts = [
             Layout(*text.heads_of(i), text.window_of(i)) for i in range(text.first_shared_layer)
         ]
+        return KVCache(layouts, capacity, self._kv, SLACK if slack is None else slack)
 
     def _step(self, embeds: F32, per_layer: F32, cache: Cache, keep: int) -> F32:
         if not isinstance(cache, KVCache):
