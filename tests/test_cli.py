@@ -139,7 +139,15 @@ def test_transcript_is_a_line_an_utterance_and_alone_on_stdout(
     assert "peak memory" in result.stderr
 
 
-def test_transcript_as_json_is_an_event_a_line(call: Call, heard: dict[str, Any]) -> None:
+def test_transcript_as_json_is_one_object_a_file(call: Call, heard: dict[str, Any]) -> None:
+    heard |= {"a.wav": finals("one"), "b.wav": finals("two", "Größe")}
+    result = call("transcribe", "a.wav", "b.wav", "--format", "json")
+    first, second = map(json.loads, result.stdout.splitlines())
+    assert (first["file"], first["text"]) == ("a.wav", "one")
+    assert second["passages"][1] == {"start": 2.0, "end": 3.5, "text": "Größe", "stop": "stop"}
+
+
+def test_transcript_as_json_lines_is_an_event_a_line(call: Call, heard: dict[str, Any]) -> None:
     heard |= {"a.wav": finals("one"), "b.wav": finals("two", "Größe")}
     result = call("transcribe", "a.wav", "b.wav", "--format", "jsonl")
     rows = [json.loads(line) for line in result.stdout.splitlines()]
@@ -186,7 +194,7 @@ def test_output_file_appears_when_it_is_complete(
     assert (tmp_path / "a.txt").read_text() == "one\n"
 
 
-@pytest.mark.parametrize("form", ["text", "srt", "vtt", "jsonl"])
+@pytest.mark.parametrize("form", ["text", "srt", "vtt", "json", "jsonl"])
 def test_an_interrupted_run_goes_on_and_gives_what_a_whole_one_gives(
     call: Call, heard: dict[str, Any], tmp_path: Path, form: str
 ) -> None:

@@ -82,13 +82,13 @@ class Journal:
     def finish(self) -> None:
         """Nothing is left."""
 
-    def complete(self, form: str, translated: bool) -> None:
-        """Write the transcript and let the journal go."""
+    def complete(self, form: str, translated: bool, **fields: Any) -> None:
+        """Write the transcript and let the journal go; ``fields`` as `writer` has them."""
         self._mark()
         written = self._target.with_name(self._target.name + ".written")
         try:
             with written.open("w", encoding="utf-8") as stream:
-                made = writer(form, stream, translated)
+                made = writer(form, stream, translated, **fields)
                 for record in _records(self._path):
                     made.write(from_json(record))
                 made.finish()

@@ -21,6 +21,7 @@ class Form(StrEnum):
     """How a transcript is written."""
 
     TEXT = "text"
+    JSON = "json"
     JSONL = "jsonl"
     SRT = "srt"
     VTT = "vtt"

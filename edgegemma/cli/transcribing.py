@@ -168,7 +168,7 @@ class _Work:
         if several and self._form is Form.TEXT:
             console.out(f"{name}:")
             sys.stdout.flush()
-        fields = {"file": name} if several else {}
+        fields = {"file": name} if several or self._form is Form.JSON else {}
         # On a terminal a bar would cut into the text.
         bar = not sys.stdout.isatty()
         self._hear(name, writer(self._form.value, sys.stdout, self._task.both, **fields), 0, bar)
@@ -179,9 +179,11 @@ class _Work:
         key = identity(name, self._model_name, self._task)
         with Journal(target, key, self._resume) as journal:
             self._hear(name, journal, journal.done, bar=True)
-            journal.complete(self._form.value, self._task.both)
+            fields = {"file": name} if self._form is Form.JSON else {}
+            journal.complete(self._form.value, self._task.both, **fields)
 
     def _hear(self, name: str, sink: Writer, done: int, bar: bool) -> None:
+        from edgegemma.audio.features import SAMPLE_RATE
         from edgegemma.audio.utterances import Utterances
         from edgegemma.cli.sounds import Watched
         from edgegemma.listen.events import Final
@@ -192,7 +194,7 @@ class _Work:
         utterances = Utterances(gate(self._vad), endpoint_s=self._endpoint_s)
         with console.progress(bar=bar, lines=False) as report:
             total = int(source.seconds or 0)
-            watched = Watched(source, lambda block: report(name, block.stop // 16_000, total))
+            watched = Watched(source, lambda block: report(name, block.stop // SAMPLE_RATE, total))
             listener = Listener(self._model, watched, self._task, utterances=utterances, done=done)
             try:
                 for event in listener:

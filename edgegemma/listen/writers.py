@@ -1,4 +1,4 @@
-"""Events as text, JSON lines or subtitles, each piece written and flushed as soon as it is known."""
+"""Events as text, JSON or subtitles, each piece written and flushed as soon as it is known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgegemma.audio.subtitles import (
 from edgegemma.errors import InputError
 from edgegemma.listen.events import Commit, Event, Final, Translation, Word, to_json
 
-FORMS = ("text", "jsonl", "srt", "vtt")
+FORMS = ("text", "json", "jsonl", "srt", "vtt")
 
 
 class Writer(Protocol):
@@ -36,7 +36,7 @@ def writer(form: str, stream: IO[str], translated: bool = False, **fields: Any) 
 
     Parameters
     ----------
-    form : {"text", "jsonl", "srt", "vtt"}
+    form : {"text", "json", "jsonl", "srt", "vtt"}
     stream : text file object
     translated : bool
         subtitles show the translations instead of the transcript
@@ -45,6 +45,8 @@ def writer(form: str, stream: IO[str], translated: bool = False, **fields: Any) 
     """
     if form == "text":
         return Text(stream)
+    if form == "json":
+        return Json(stream, fields)
     if form == "jsonl":
         return JsonLines(stream, fields)
     if form in ("srt", "vtt"):
@@ -79,6 +81,37 @@ class Text:
     def _put(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+class Json:
+    """One object for the whole, when it is over: the text, and what was said when."""
+
+    def __init__(self, stream: IO[str], fields: dict[str, Any]) -> None:
+        self._stream, self._fields = stream, fields
+        self._passages: list[dict[str, Any]] = []
+        self._translations: list[dict[str, Any]] = []
+
+    def write(self, event: Event) -> None:
+        """Keep what is final."""
+        if isinstance(event, Final):
+            self._passages.append(_span(event) | {"text": event.text, "stop": event.stop})
+        elif isinstance(event, Translation):
+            self._translations.append(
+                _span(event) | {"text": event.text, "language": event.language}
+            )
+
+    def finish(self) -> None:
+        """Write the object."""
+        text = " ".join(passage["text"] for passage in self._passages if passage["text"])
+        record = self._fields | {"text": text, "passages": self._passages}
+        if self._translations:
+            record["translations"] = self._translations
+        self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._stream.flush()
+
+
+def _span(event: Final | Translation) -> dict[str, Any]:
+    return {"start": round(event.start_s, 3), "end": round(event.end_s, 3)}
 
 
 class JsonLines:
