@@ -32,6 +32,7 @@ class KernelLocator(caching._CacheLocator):
 
     def __init__(self, py_func: Any, file: Path) -> None:
         self._file = file
+        self._folder = root() / cpu.target().path
         self._line = py_func.__code__.co_firstlineno
 
     @classmethod
@@ -42,7 +43,7 @@ class KernelLocator(caching._CacheLocator):
 
     def get_cache_path(self) -> str:
         """Give the folder of the chosen vector path."""
-        return str(root() / cpu.target().path)
+        return str(self._folder)
 
     def get_source_stamp(self) -> str:
         """Give the content hash a kept kernel must have been made from."""
