@@ -99,6 +99,11 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
     assert loaded & set(HEAVY) == set()
 
 
+def test_the_package_runs_as_a_module() -> None:
+    code = "import runpy, sys; sys.argv[1:] = ['--version']; runpy.run_module('edgegemma', run_name='__main__')"
+    assert child(code).startswith("edgegemma ")
+
+
 def test_help_answers_well_under_half_a_second() -> None:
     """In CPU time of the child, best of five: other work on the machine does not count."""
     code = "import sys; from edgegemma.cli.main import main; sys.argv = ['edgegemma', '--help']; main()"
