@@ -74,6 +74,7 @@ def watched(model: Model) -> Iterator[Profile]:
 def _timed(call: Any, profile: Profile) -> Any:
     name = call.node.op if call.node.domain else "glue"
     inner: Callable[..., Any] = call.run
+    narrow: Callable[..., Any] | None = call.narrow
 
     def run(*arguments: Any) -> Any:
         began = time.perf_counter()
@@ -81,4 +82,7 @@ def _timed(call: Any, profile: Profile) -> Any:
         profile.add(name, time.perf_counter() - began)
         return result
 
-    return dataclasses.replace(call, run=run)
+    def narrowed(needed: Any) -> Any:
+        return _timed(narrow(needed), profile) if narrow else None
+
+    return dataclasses.replace(call, run=run, narrow=narrowed if narrow else None)

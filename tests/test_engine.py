@@ -197,6 +197,13 @@ def test_a_chunk_without_logits_leaves_the_tail_unrun(engine: EngineModel) -> No
     assert "DecoderLayer" in ran
 
 
+def test_a_chunk_without_logits_projects_per_layer_inputs_for_its_own_layers(
+    engine: EngineModel,
+) -> None:
+    part, whole = (engine.decoder_plan(logits).reads()["float"] for logits in (False, True))
+    assert part * TEXT.num_hidden_layers == whole * TEXT.first_shared_layer
+
+
 def test_prefill_of_e2b_reads_under_31_percent_of_its_linears(tmp_path: Path) -> None:
     source = packages.TwoBit(packages.E2B, "codes")
     opened = open_model(packages.write(tmp_path / "e2b", source, packages.E2B), threads=1)

@@ -298,10 +298,11 @@ def test_head_agrees_with_reference_and_with_itself_row_by_row(kind: str) -> Non
     np.testing.assert_array_equal(got, np.concatenate(alone))
 
 
-def test_per_layer_inputs_agree_with_reference() -> None:
+@pytest.mark.parametrize("layers", [1, 3, 5])
+def test_per_layer_inputs_agree_with_reference(layers: int) -> None:
     make = Maker(2, "float")
-    x, tokens, norm = make.rows(3, 64), make.rows(3, 5, 16), make.vector(16)
-    rows = make.bfloat16(80, 64)
+    x, tokens, norm = make.rows(6, 64), make.rows(6, 5, 16), make.vector(16)
+    rows = make.bfloat16(80, 64)[: layers * 16]
     got = decoder.per_layer_inputs(x, tokens, rows, norm, 1e-6)
     assert distance(got, reference.per_layer_inputs(x, tokens, rows, norm, 1e-6)) <= 1e-5
 

@@ -8,7 +8,7 @@ are in `functions_audio`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,20 +117,43 @@ def _rotary_table(package: Package, graph: Graph, node: Node) -> Call:
 
 
 def _per_layer_inputs(package: Package, graph: Graph, node: Node) -> Call:
+    """Bind to the layers whose inputs anybody takes: a chunk without logits ends before those that share K/V."""
     w = Weights(package, graph, node)
     layers, width, hidden = w.integer("layers"), w.integer("width"), w.integer("hidden_size")
     eps = w.number("eps")
     projection = w.floats("projection_weight", layers * width, hidden).rows
     norm = w.vector("norm_weight", width)
-
-    def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
-        del state
-        x = rows(node.name, values[0], hidden)
-        tokens = rows(node.name, values[1], layers, width, count=len(x))
-        return [decoder.per_layer_inputs(x, tokens, projection, norm, eps)[None]]
-
     names = w.given("inputs_embeds", "per_layer_inputs")
-    return Call(node, names, run, reads=w.reads, width=2 * layers * width)
+    ends = _ends(graph, node.outputs[0])
+
+    def narrow(needed: Set[str]) -> Call:
+        count = max((end for name, end in ends.items() if name in needed), default=layers)
+        count = min(max(count, 1), layers)
+        matrix = projection[: count * width]
+
+        def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
+            del state
+            x = rows(node.name, values[0], hidden)
+            tokens = rows(node.name, values[1], layers, width, count=len(x))
+            return [decoder.per_layer_inputs(x, tokens, matrix, norm, eps)[None]]
+
+        reads = w.reads | {"float": matrix.nbytes}
+        return Call(node, names, run, reads=reads, width=2 * layers * width, narrow=narrow)
+
+    return narrow(set())
+
+
+def _ends(graph: Graph, value: str) -> dict[str, int]:
+    """Give for each part that a value is split into the layer before which it ends; nothing if it is not split."""
+    takers = [node for node in graph.nodes if value in node.inputs]
+    if len(takers) != 1 or takers[0].op != "Split" or value in graph.outputs:
+        return {}
+    sizes = [
+        node.attributes.get("value_ints", ())
+        for node in graph.nodes
+        if node.op == "Constant" and node.outputs[0] == takers[0].inputs[-1]
+    ]
+    return dict(zip(takers[0].outputs, np.cumsum(sizes).tolist(), strict=False))
 
 
 def _layer_sizes(w: Weights) -> dict[str, Any]:

@@ -6,7 +6,7 @@ never reaches the layers that share K/V, the last norm or the head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,8 @@ class Call:
         Bytes that it reads from disk for each position.
     width : int
         Floats of scratch that the kernel takes for each position, about.
+    narrow : callable or None
+        From the names of values that are taken later to a call that gives no more than those need.
     """
 
     node: Node
@@ -48,6 +50,7 @@ class Call:
     reads: Mapping[str, int] = field(default_factory=dict)
     row_bytes: int = 0
     width: int = 0
+    narrow: Callable[[Set[str]], Call] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def make(graph: Graph, calls: Sequence[Call], outputs: Sequence[str]) -> Plan:
     needed, kept = set(outputs), []
     for call in reversed(calls):
         if needed.intersection(call.node.outputs):
-            kept.append(call)
+            kept.append(call.narrow(needed) if call.narrow else call)
             needed.update(call.inputs, call.after)
     alive, steps = set(outputs), []
     for call in kept:  # backwards: the first use met is the last

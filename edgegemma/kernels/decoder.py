@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
@@ -142,24 +142,26 @@ def per_layer_inputs(x: F32, tokens: F32, projection: F32 | U16, norm: F32, eps:
     ----------
     x : float32 [S, H], embeddings
     tokens : float32 [S, L, P], the tokens' rows, times √P
-    projection : float32, or uint16 with the bits of bfloat16 [L*P, H]
+    projection : float32, or uint16 with the bits of bfloat16 [n*P, H], of the first n layers
     norm : float32 [P]
 
     Returns
     -------
-    float32 [S, L, P]
+    float32 [S, L, P], zeros beyond the first n layers
     """
-    rows, width = x.shape[0], tokens.shape[1] * tokens.shape[2]
+    layers, width = tokens.shape[1:]
+    given = projection.shape[0] // width
     if (
-        len(tokens) != rows
-        or projection.shape != (width, x.shape[1])
-        or norm.shape != tokens.shape[2:]
+        len(tokens) != len(x)
+        or given > layers
+        or projection.shape != (given * width, x.shape[1])
+        or norm.shape != (width,)
     ):
         raise InputError(
             f"per_layer_inputs: got x {x.shape}, tokens {tokens.shape}, projection {projection.shape}, "
-            f"norm {norm.shape}; want [S, H], [S, L, P], [L*P, H], [P]"
+            f"norm {norm.shape}; want [S, H], [S, L, P], [n*P, H], [P]"
         )
-    y = np.empty(tokens.shape, np.float32)
+    y = (np.empty if given == layers else np.zeros)(tokens.shape, np.float32)
     matrix = FloatMatrix(projection, DYNAMIC)
     _per_layer_inputs(np.ascontiguousarray(x), np.ascontiguousarray(tokens), matrix, norm, eps, y)
     return y
@@ -284,13 +286,21 @@ def _head(x, norm, w, softcap, eps, y):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _per_layer_inputs(x, tokens, w, norm, eps, y):  # type: ignore[no-untyped-def]
-    count, layers, width = tokens.shape
+    count, width = tokens.shape[0], tokens.shape[2]
+    layers = _rows_of(w) // width
     context = np.empty((count, layers * width), np.float32)
     _linear(x, w, context)
-    _scale(context, np.float32(1.0) / np.sqrt(np.float32(x.shape[1])))
-    _rms(context.reshape((count * layers, width)), norm, eps, y.reshape((count * layers, width)))
+    factor = np.float32(1.0) / np.sqrt(np.float32(x.shape[1]))
+    _join_tokens(context.reshape((count, layers, width)), tokens, norm, eps, factor, y)
+
+
+@njit(cache=True, parallel=True)
+def _join_tokens(context, tokens, norm, eps, factor, y):  # type: ignore[no-untyped-def]
+    """Average the normalized context, changed in place, with the tokens' own rows."""
     half = np.float32(2.0**-0.5)
-    for s in range(count):
-        for i in range(layers):
-            for j in range(width):
+    for s in prange(context.shape[0]):
+        _scale(context[s], factor)
+        _rms(context[s], norm, eps, y[s])
+        for i in range(context.shape[1]):
+            for j in range(context.shape[2]):
                 y[s, i, j] = (y[s, i, j] + tokens[s, i, j]) * half

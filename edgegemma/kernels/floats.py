@@ -1,4 +1,4 @@
-"""Multiply by float32 or bfloat16 rows, four results at a time; the plan is that of `codes`."""
+"""Multiply by float32 or bfloat16 rows: a tile of results at a time, of a single row four; the plan is that of `codes`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from numba.extending import overload
 
 from edgegemma.kernels import simd
 from edgegemma.kernels.activation import _fake, _padded
+from edgegemma.kernels.floattiles import COLUMNS, ROWS, dots
 from edgegemma.kernels.late import Kernel
 
 _LANES = simd.LANES
-_CHUNK = 8  # weight rows a thread takes at once
+_CHUNK, _CHUNK_MANY = (
+    8,
+    48,
+)  # weight rows a thread takes at once: of one activation row, of four and more
 
 
 def _load(rows: Any, i: Any) -> Any:
@@ -51,8 +55,9 @@ def _aligned(x, scale):  # type: ignore[no-untyped-def]
 @njit(cache=True, parallel=True)
 def _by_floats(x, rows, out, y):  # type: ignore[no-untyped-def]
     count = rows.shape[0]
-    for c in prange((count + _CHUNK - 1) // _CHUNK):
-        _floats(x, rows, out, y, c * _CHUNK, min(count, c * _CHUNK + _CHUNK))
+    chunk = _CHUNK if x.shape[0] < ROWS else _CHUNK_MANY
+    for c in prange((count + chunk - 1) // chunk):
+        _floats(x, rows, out, y, c * chunk, min(count, c * chunk + chunk))
 
 
 @njit(forceinline=True)
@@ -71,13 +76,19 @@ def _four(x, m, rows, n):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _floats(x, rows, out, y, first, stop):  # type: ignore[no-untyped-def]
-    count = x.shape[0]
-    whole = count // 4 * 4
-    for m in range(0, whole, 4):
-        for n in range(first, stop):
-            sums = _four(x, (m, m + 1, m + 2, m + 3), rows, (n, n, n, n))
-            for k in range(4):
-                y[m + k, n] = _fake(sums[k], out)
+    count, columns = x.shape
+    whole, size = count // ROWS * ROWS, rows.shape[1]
+    part = np.empty(ROWS * COLUMNS, np.float32)
+    for m in range(
+        0, whole, ROWS
+    ):  # four rows stay in the first-level cache while the weight rows pass
+        for n in range(first, stop, COLUMNS):
+            n1, n2 = min(n + 1, stop - 1) * size, min(n + 2, stop - 1) * size
+            i = m * columns
+            dots(part, 0, x, i, columns, rows, n * size, n1, n2, columns // _LANES, size - _LANES)
+            for c in range(min(COLUMNS, stop - n)):
+                for r in range(ROWS):
+                    y[m + r, n + c] = _fake(part[ROWS * c + r], out)
     for m in range(whole, count):
         for n in range(first, stop, 4):
             ns = (n, min(n + 1, stop - 1), min(n + 2, stop - 1), min(n + 3, stop - 1))

@@ -172,10 +172,13 @@ def head(x: F32, norm: F32, w: Matrix, cap: float, eps: float) -> F32:
 def per_layer_inputs(
     x: F32, tokens: F32, projection: F32 | NDArray[np.uint16], norm: F32, eps: float
 ) -> F32:
-    """Average a token's own rows with a projection of its embedding: [S, L, P]."""
+    """Average a token's own rows with a projection of its embedding: [S, L, P], zeros beyond the layers projected."""
     context = linear(x, FloatMatrix(projection, np.zeros(2, np.float32))) / np.sqrt(x.shape[1])
-    context = rms_norm(context.reshape(tokens.shape), norm, eps)
-    return ((context + tokens.astype(np.float64)) * 2**-0.5).astype(np.float32)
+    context = rms_norm(context.reshape(len(x), -1, norm.size), norm, eps)
+    layers = context.shape[1]
+    y = np.zeros(tokens.shape, np.float32)
+    y[:, :layers] = (context + tokens[:, :layers].astype(np.float64)) * 2**-0.5
+    return y
 
 
 def gather_rows(rows: NDArray[np.uint8], scale: F32, bits: int, multiplier: float) -> F32:
