@@ -10,6 +10,7 @@ from bench.commands.making import demo, synth
 from bench.commands.memory import memory
 from bench.commands.opening import opening
 from bench.commands.peers import peers
+from bench.commands.speech import speech
 from bench.commands.speed import decode, first_token, prefill
 from edgegemma import console
 
@@ -28,7 +29,7 @@ def _about() -> None:
     pass
 
 
-for command in (decode, prefill, memory, audio, kernels, peers, synth, demo):
+for command in (decode, prefill, memory, audio, speech, kernels, peers, synth, demo):
     app.command()(command)
 app.command("first-token")(first_token)
 app.command("open")(opening)

@@ -73,15 +73,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     MissingExtraError
         matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-
-        mpl.use("agg")
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise MissingExtraError(
-            "plot: matplotlib is not installed; try: pip install 'edgegemma[bench]'"
-        ) from error
+    plt = pyplot()
     jobs = [job for job in JOBS if job in found]
     figure, axes = plt.subplots(1, len(jobs), figsize=(5 * len(jobs), 3), squeeze=False)
     for axis, job in zip(axes[0], jobs, strict=True):
@@ -98,6 +90,26 @@ def plot(found: dict[str, Any], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def pyplot() -> Any:
+    """Give matplotlib, drawing into files.
+
+    Raises
+    ------
+    MissingExtraError
+        It is not installed.
+    """
+    try:
+        import matplotlib as mpl
+
+        mpl.use("agg")
+        from matplotlib import pyplot as plt
+    except ImportError as error:
+        raise MissingExtraError(
+            "plot: matplotlib is not installed; try: pip install 'edgegemma[bench]'"
+        ) from error
+    return plt
 
 
 def machine() -> str:

@@ -80,9 +80,10 @@ class Samples:
     overflows = 0
     lost = None
 
-    def __init__(self, samples: F32, name: str = "audio") -> None:
+    def __init__(self, samples: F32, name: str = "audio", block_s: float = BLOCK_SECONDS) -> None:
         self.name, self.seconds = name, len(samples) / SAMPLE_RATE
         self._samples = as_pcm(samples)
+        self._block = round(block_s * SAMPLE_RATE)
         self._closed = False
 
     def close(self) -> None:
@@ -90,9 +91,8 @@ class Samples:
         self._closed = True
 
     def __iter__(self) -> Iterator[Block]:
-        """Give blocks of a second."""
-        length = round(BLOCK_SECONDS * SAMPLE_RATE)
-        for start in range(0, len(self._samples), length):
+        """Give blocks of one length; the last one may be shorter."""
+        for start in range(0, len(self._samples), self._block):
             if self._closed:
                 return
-            yield Block(start, self._samples[start : start + length])
+            yield Block(start, self._samples[start : start + self._block])

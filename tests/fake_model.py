@@ -124,7 +124,8 @@ class FakeModel:
         for row in range(num_logits):
             length = cache.length - num_logits + row + 1
             if self.script is not None:
-                best = self.script[length - self._prompt_length(cache, length)]
+                at = length - self._prompt_length(cache, length)
+                best = self.script[min(at, len(self.script) - 1)]
                 logits[row, best : best + 2] = self.best, 8.0
             else:
                 total = np.sum(np.stack(cache.embeds[:length]), axis=0, dtype=np.float64).sum()

@@ -23,7 +23,24 @@ def silence(seconds: float) -> F32:
 
 
 def speech(seconds: float, level_db: float = -25.0, seed: int = 0) -> F32:
-    """Syllables of 150 to 250 ms with dips of 30 to 80 ms between them, as in fluent speech."""
+    """Voiced syllables of 150 to 250 ms with dips of 30 to 80 ms between them, as in fluent speech."""
+    shape = _syllables(seconds, seed)
+    generator = np.random.default_rng(seed)
+    at = np.arange(len(shape)) / SAMPLE_RATE
+    rate, phase = generator.uniform(1.0, 2.0), generator.uniform(0, 6)
+    melody = np.sin(2 * np.pi * rate * at + phase) + 0.5 * np.sin(5.1 * np.pi * rate * at)
+    turns = np.cumsum(130 * 2 ** (0.2 * melody)) / SAMPLE_RATE
+    voice = sum(np.sin(2 * np.pi * n * turns + n * n) / n for n in range(1, 25))
+    shape *= 10 ** (level_db / 20) * np.asarray(voice) / 0.9  # the harmonics' root mean square
+    return shape.astype(np.float32)
+
+
+def rustle(seconds: float, level_db: float = -25.0, seed: int = 0) -> F32:
+    """Noise that comes and goes like the syllables of `speech`."""
+    return (_syllables(seconds, seed) * white(seconds, level_db, seed)).astype(np.float32)
+
+
+def _syllables(seconds: float, seed: int) -> NDArray[np.float64]:
     generator = np.random.default_rng(seed)
     shape = np.full(round(seconds * SAMPLE_RATE), 0.003)
     at = 0
@@ -31,8 +48,7 @@ def speech(seconds: float, level_db: float = -25.0, seed: int = 0) -> F32:
         stop = at + int(generator.uniform(0.15, 0.25) * SAMPLE_RATE)
         shape[at:stop] = generator.uniform(0.4, 1.0)
         at = stop + int(generator.uniform(0.03, 0.08) * SAMPLE_RATE)
-    shape *= white(seconds, level_db, seed)
-    return shape.astype(np.float32)
+    return shape
 
 
 def tones(seconds: float, level_db: float = -25.0, seed: int = 0) -> F32:

@@ -16,7 +16,7 @@ from edgegemma.audio.files import read_audio
 from edgegemma.audio.silero import SileroGate
 from edgegemma.audio.utterances import Begin, End, Utterances
 from edgegemma.errors import MissingExtraError
-from tests.speechlike import F32, join, silence, speech, tones, white
+from tests.speechlike import F32, join, rustle, silence, tones, white
 
 SAMPLES = Path(__file__).resolve().parent.parent / "edgegemma" / "data" / "samples"
 
@@ -40,7 +40,7 @@ def test_a_sentence_is_one_utterance() -> None:
 
 
 @detector
-@pytest.mark.parametrize("sound", [join(tones(20.0)), white(20.0, -30), join(speech(20.0))])
+@pytest.mark.parametrize("sound", [join(tones(20.0)), white(20.0, -30), join(rustle(20.0))])
 def test_music_and_noise_begin_nothing(sound: F32) -> None:
     found = Utterances(SileroGate())
     assert found.feed(Block(0, sound)) + found.finish() == []

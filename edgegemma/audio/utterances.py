@@ -1,7 +1,7 @@
 """From blocks of sound to utterances: what is worth hearing, and where it begins and ends.
 
-An utterance begins a little before the gate opens and ends when it has been shut for a while; in between its samples
-are given as they come. Silence is held back until it is known to be a pause, so that an utterance ends soon after its
+An utterance begins a little before the gate opens, once a voice is heard in what is loud, and ends when the gate has
+been shut for a while; in between its samples are given as they come. Silence is held back until it is known to be a pause, so that an utterance ends soon after its
 last word. The older an utterance, the less silence ends it: from some length on a short pause does, and in one that
 has none, the last seconds are held back and cut at their quietest place. Utterances are stretches of the input
 that do not overlap, and where one is cut while somebody speaks, the next begins with the very next sample.
@@ -17,7 +17,7 @@ import numpy as np
 
 from edgegemma.audio.blocks import Block
 from edgegemma.audio.features import F32, SAMPLE_RATE
-from edgegemma.audio.gate import EnergyGate, Gate
+from edgegemma.audio.gate import LOUD, SPEAKING, STEADY, EnergyGate, Gate
 from edgegemma.audio.segments import quietest
 from edgegemma.errors import InputError
 
@@ -26,6 +26,10 @@ PREROLL_SECONDS = 0.3  # before the gate opened
 LIMIT_SECONDS = 28.0  # Gemma 4 hears 30
 POSTROLL_SECONDS = 0.3  # silence that an utterance keeps at its end
 ONSET_SECONDS = 0.08  # less speech than this begins nothing: a click
+VOICE_SECONDS = 5.0  # are looked at…
+VOICE_SHARE = 0.45  # …and of the steps that have a pitch, so many move like a voice…
+VOICE_LOUD_SHARE = 0.1  # …and so many of those that are loud
+VOICE_BACK_SECONDS = 1.5  # before a voice is certain, an utterance may begin
 PAUSE_SECONDS = 0.16
 ROLL_SECONDS = 8.0  # before the limit a pause is as good as an endpoint…
 ROLL_POSTROLL_SECONDS = 0.08  # …and this much of it stays with what was said
@@ -74,7 +78,7 @@ class End:
         ``silence``: the endpoint. ``limit``: it is as long as the model can hear; what was being said goes on in
         the next one. ``break``: sound was lost after it.
     speech_s : float
-        seconds in it that the gate took for speech
+        seconds in it that the gate took for speech; 0 of a short one that did not go on moving like a voice
     """
 
     at: int
@@ -121,7 +125,8 @@ class Utterances:
         self._postroll = _samples(min(POSTROLL_SECONDS, endpoint_s))
         self._roll = self._limit - min(_samples(ROLL_SECONDS), self._limit // 2)
         self._onset = -(-_samples(ONSET_SECONDS) // self.gate.step)
-        self._recent: deque[bool] = deque(maxlen=self._onset + 2)
+        self._recent: deque[int] = deque(maxlen=self._onset + 2)
+        self._pitched: deque[int] = deque(maxlen=_samples(VOICE_SECONDS) // self.gate.step)
         self._events: list[Event] = []
         self._fed = self._given = 0  # samples
         self._next = 0  # place of the sample that comes next
@@ -176,36 +181,65 @@ class Utterances:
         self._idle()
 
     def _idle(self) -> None:
-        self._begin: int | None = None
+        self._begin: int | None = None  # of an utterance that is certain to be speech, or may be
+        self._certain = False
         self._recent.clear()
 
     def _take(self, samples: F32) -> None:
         self._held = np.concatenate([self._held, samples])
         self._next += len(samples)
         self._fed += len(samples)
-        for speech in self.gate.feed(samples):
+        for level in map(int, self.gate.feed(samples)):
             self._decided += self.gate.step
             if self._begin is None:
-                self._listen(bool(speech))
+                self._listen(level)
             else:
-                self._follow(self._begin, bool(speech))
+                self._pitched.append(level)
+                hear = self._follow if self._certain else self._doubt
+                hear(self._begin, level >= LOUD)
 
-    def _listen(self, speech: bool) -> None:
-        """Find out whether an utterance begins here."""
+    def _listen(self, level: int) -> None:
+        """Find out whether an utterance may begin here."""
         step, recent = self.gate.step, self._recent
-        recent.append(speech)
-        if sum(recent) < self._onset:
+        recent.append(level)
+        if sum(at >= LOUD for at in recent) < self._onset:
             self._drop(self._decided - len(recent) * step - self._preroll)
             return
         places = range(self._decided - len(recent) * step, self._decided, step)
-        self._spoken = [at for at, loud in zip(places, recent, strict=True) if loud]
-        self._open(max(self._spoken[0] - self._preroll, self._first))
-        self._drop(self._free)
-        self._allow()
+        self._spoken = [at for at, loud in zip(places, recent, strict=True) if loud >= LOUD]
+        self._begin = self._free = max(self._spoken[0] - self._preroll, self._first)
+        self._drop(self._begin)
+        self._certain = False
+        self._pitched.clear()
+        self._pitched.extend(recent)
+        if self._is_voice():
+            self._open(self._begin)
+            self._allow()
+
+    def _doubt(self, begin: int, loud: bool) -> None:
+        """Find out whether what is loud is a voice; until then nothing has begun for anybody else."""
+        if loud:
+            self._spoken.append(self._decided - self.gate.step)
+        if self._is_voice():
+            self._open(begin)
+            self._allow()
+        elif self._decided - self._spoken_stop >= self._endpoint:
+            self._idle()
+        else:
+            begin = max(begin, self._decided - _samples(VOICE_BACK_SECONDS))
+            self._begin = self._free = begin
+            self._spoken = [at for at in self._spoken if at >= begin] or self._spoken[-1:]
+            self._drop(begin)
+
+    def _is_voice(self) -> bool:
+        loud, pitched, speaking = (
+            sum(level >= least for level in self._pitched) for least in (LOUD, STEADY, SPEAKING)
+        )
+        return speaking >= max(self._onset, VOICE_SHARE * pitched, VOICE_LOUD_SHARE * loud)
 
     def _open(self, at: int) -> None:
         self._begin = self._free = at
-        self._paused = False
+        self._certain, self._paused = True, False
         self._events.append(Begin(at))
 
     def _follow(self, begin: int, speech: bool) -> None:
@@ -240,7 +274,7 @@ class Utterances:
 
     def _give(self) -> None:
         """Give the samples that may be given."""
-        if self._begin is None or self._free == self._base:
+        if self._begin is None or not self._certain or self._free == self._base:
             return
         count = self._free - self._base
         self._events.append(Sound(self._base, self._held[:count]))
@@ -264,7 +298,10 @@ class Utterances:
         spoken = [place for place in self._spoken if place < at]
         self._spoken = self._spoken[len(spoken) :]
         self._first = at
-        self._events.append(End(at, reason, len(spoken) * self.gate.step / SAMPLE_RATE))
+        assert self._begin is not None
+        whole = at - self._begin <= _samples(VOICE_SECONDS)
+        steps = 0 if whole and not self._is_voice() else len(spoken)
+        self._events.append(End(at, reason, steps * self.gate.step / SAMPLE_RATE))
 
     def _roll_over(self) -> None:
         """Cut at the quietest of the last places; the rest is the next utterance's."""
@@ -279,7 +316,7 @@ class Utterances:
 
     def _break(self, reason: Reason) -> None:
         """Nothing follows what is held."""
-        if self._begin is not None:
+        if self._begin is not None and self._certain:
             self._close(reason, self._next)
 
 

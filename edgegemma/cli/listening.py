@@ -169,6 +169,8 @@ def listen(  # noqa: PLR0913  a command line has many options
         )
         if view is not None:
             view.listener = listener
+        if source.live:
+            listener.prepare()
         _say_start(source)
         stack.enter_context(_finishing(source))
         _follow(listener, sinks)

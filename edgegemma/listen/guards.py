@@ -1,7 +1,8 @@
-"""Guards against a text that runs away: how long it may get, and where it starts to repeat itself."""
+"""Guards against a text that runs away or was made up: its length, its repetitions, and how sure the model is of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 FIRST_TOKENS = 4
@@ -15,6 +16,8 @@ LOOP_TIMES = 4
 LOOP_TOKENS = 12  # a loop has run over at least this many tokens
 
 MIN_SPEECH_SECONDS = 0.12  # less than this is a click, not a word
+
+MADE_UP = -1.8  # mean logarithm of the model's probability of each token: below it hears no words but guesses some
 
 
 def token_limit(seconds: float, vocabulary: int) -> int:
@@ -32,3 +35,9 @@ def without_loop(ids: Sequence[int]) -> int:
         ):
             return len(ids) - (times - 1) * length
     return len(ids)
+
+
+def made_up(sure: Sequence[float]) -> bool:
+    """Whether the model does not believe a text itself, given its probability of each token."""
+    logs = [math.log(max(probability, 1e-30)) for probability in sure]
+    return bool(logs) and sum(logs) / len(logs) < MADE_UP

@@ -79,7 +79,14 @@ class Listener:
         self._behind_s = 0.0  # sound that waited when the last block was taken
         self._heard = self._silent_from = 0  # samples
         self._spoken: Spoken | None = None
-        self._cancelled = False
+        self._cancelled = self._prepared = False
+
+    def prepare(self) -> None:
+        """Do beforehand what the first words would wait for; a live source is first asked for sound after it."""
+        if not self._prepared:
+            self._prepared = True
+            self._recognizer.prepare()
+            self.stats.work = self._recognizer.work
 
     @property
     def mode(self) -> Mode:
@@ -109,6 +116,8 @@ class Listener:
         EdgeGemmaError
             what the source raised, after everything that was heard before is final
         """
+        if self.source.live:
+            self.prepare()
         failed: EdgeGemmaError | None = None
         blocks = iter(self.source)
         while not self._cancelled:
@@ -192,6 +201,9 @@ class Listener:
 
     def _end(self, spoken: Spoken, end: sound.End) -> Iterator[Event]:
         if end.speech_s < MIN_SPEECH_SECONDS and not spoken.committed:
+            self._silent_from = spoken.start
+            if spoken.shown:
+                yield Partial("", spoken.said_s, end.at / SAMPLE_RATE)
             return
         postroll = POSTROLL_SECONDS if end.reason == "silence" else 0.0
         last = spoken.finish(end.at / SAMPLE_RATE - postroll)

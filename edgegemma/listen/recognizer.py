@@ -28,6 +28,8 @@ Stop = Literal["stop", "length", "loop", "cancelled"]
 
 LONGEST_SECONDS = 30.0  # what Gemma 4 was trained to hear in one piece: 750 soft tokens
 VERIFY_AT_ONCE = 32  # rows of logits of a pass; Gemma's have 1 MB each
+PREPARE_SECONDS = (0.16, 0.32, 0.64)  # the blocks that live sound is read in
+PREPARE_TOKENS = 8
 
 
 class SpeechModel(AudioModel, TextModel, Protocol):
@@ -48,7 +50,7 @@ class Hypothesis:
         without the stop token and what a guard cut
     stop : str
     sure : tuple of float
-        the model's probability of each token; 1 for those that were fixed
+        the model's probability of each token, if that was asked for; 1 for those that were fixed
     """
 
     ids: tuple[int, ...]
@@ -126,7 +128,22 @@ class Recognizer:
         self._stream = AudioStream(self._model)
         self._draft: list[int] = []
         self._sure: list[float] = []
+        self._judges = False
         self.heard = 0
+
+    def prepare(self) -> None:
+        """Read the instruction and run what an utterance runs, so that the first words do not wait for it.
+
+        Kernels are loaded when they are first called, and weights when they are first read.
+        """
+        for seconds in PREPARE_SECONDS:
+            self.hear(np.zeros(round(seconds * SAMPLE_RATE), np.float32))
+        self.finish()
+        self._draft = [self.tokenizer.tokens.pad] * PREPARE_TOKENS
+        self._check(PREPARE_TOKENS - 1, PREPARE_TOKENS + 1)
+        self._extend(self._draft, PREPARE_TOKENS + 1)
+        self.begin()
+        self.work = Work()
 
     def hear(self, samples: F32) -> None:
         """Take the next samples of the utterance, float32 [n]."""
@@ -143,14 +160,17 @@ class Recognizer:
         self._note_encoding(mel_s, began)
         self._read_sound(soft)
 
-    def hypothesis(self, fixed: int = 0) -> Hypothesis:
+    def hypothesis(self, fixed: int = 0, sure: bool = False) -> Hypothesis:
         """Say what the sound so far means.
 
         Parameters
         ----------
         fixed : int
             so many of the previous hypothesis' first tokens stay, whatever the model thinks of them now
+        sure : bool
+            also say how sure the model is of each token: a sum over the vocabulary for each
         """
+        self._judges = sure
         if self._stream.tokens == 0:
             return Hypothesis((), "stop")
         most = token_limit(self.heard / SAMPLE_RATE, self._vocabulary)
@@ -248,7 +268,8 @@ class Recognizer:
         if chosen in self._stop_ids:
             return "stop"
         ids.append(chosen)
-        self._sure.append(math.exp(logprob(logits, chosen)))
+        if self._judges:
+            self._sure.append(math.exp(logprob(logits, chosen)))
         if without_loop(ids) < len(ids):
             return "loop"
         return "length" if len(ids) >= most else None

@@ -7,6 +7,7 @@ import numpy as np
 from edgegemma.audio.features import F32, SAMPLE_RATE
 from edgegemma.listen.agreement import Agreement
 from edgegemma.listen.events import Commit
+from edgegemma.listen.guards import made_up
 from edgegemma.listen.recognizer import Hypothesis, Recognizer
 
 
@@ -71,15 +72,18 @@ class Spoken:
 
     def guess(self) -> Hypothesis:
         """Say what the sound so far means. `commit` and `partial` tell what that changes."""
-        guess = self._recognizer.hypothesis(self._agreement.committed)
+        guess = self._recognizer.hypothesis(self._agreement.committed, sure=True)
         self._agreement.update(guess.ids, guess.sure, self.stop_s)
         return guess
 
     def finish(self, voice_stop_s: float) -> Hypothesis:
-        """Read the end of the sound and commit what it means."""
+        """Read the end of the sound and commit what it means, unless the model does not believe it itself."""
         self.read()
         self._recognizer.finish()
-        last = self._recognizer.hypothesis(self._agreement.committed)
+        committed = self._agreement.committed
+        last = self._recognizer.hypothesis(committed, sure=not committed)
+        if not committed and made_up(last.sure):
+            last = Hypothesis((), last.stop)
         self._agreement.finish(last.ids, voice_stop_s)
         return last
 
