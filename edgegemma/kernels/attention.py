@@ -1,9 +1,9 @@
 """Grouped-query attention of a chunk of queries over a layer's cache.
 
-Keys are taken in blocks that begin at multiples of `BLOCK` positions. A query's sum over a block is one job,
-so decoding one token shares its blocks among the threads and prefill shares queries and blocks alike; the
-blocks' sums are then joined from the oldest to the newest. What a query gives depends on its position
-alone, bit for bit, not on the chunk it came in nor on the number of threads.
+Keys are taken in blocks that begin at multiples of `BLOCK` positions. Of few queries, a query's sum over a block is
+one job, so decoding one token shares its blocks among the threads; the blocks' sums are then joined from the oldest to
+the newest. Many queries go through `manyqueries`, by the same operations. What a query gives depends on its
+position alone, bit for bit, not on the chunk it came in nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
+from edgegemma.kernels import simd
+from edgegemma.kernels.floattiles import COLUMNS, dots
 from edgegemma.kernels.kvcache import KV, check_cache
-from edgegemma.kernels.norms import _exp
+from edgegemma.kernels.manyqueries import PANEL, _attend_tiles
+from edgegemma.kernels.scores import BLOCK, ROOM, _merge, _oldest, _scale_keys, _softmax
 
 F32 = NDArray[np.float32]
 
-BLOCK = 64
+_MANY = 32  # queries from which on their tiles keep every thread busy
 _BUDGET = 1 << 20  # floats of block sums kept at a time: 4 MiB
-_REDUCE = {"contract", "reassoc", "nsz"}
+_LANES = simd.LANES
 
 # Registers the pool's entry points with LLVM. Numba does so when it loads a parallel function, but forgets it for
 # a function compiled on top of a parallel one that came from the cache: such a one, loaded, would call address 0.
@@ -56,19 +59,50 @@ def attend(q: F32, cache: KV, position: int, window: int) -> F32:
 
 @njit(cache=True)
 def _attend(q, cache, position, window, out):  # type: ignore[no-untyped-def]
+    kv_heads = cache.keys.shape[1]
+    group = q.shape[1] // kv_heads
+    if group % 4 == 0:
+        _attend_fours(q, cache, position, window, out)
+        return
+    padded = (group + 3) // 4 * 4  # heads of zeros fill up the last four
+    shape = q.shape[0], kv_heads, padded, q.shape[2]
+    wide, result = np.zeros(shape, np.float32), np.empty(shape, np.float32)
+    for s in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            for i in range(q.shape[2]):
+                wide[s, h // group, h % group, i] = q[s, h, i]
+    rows = q.shape[0], kv_heads * padded, q.shape[2]
+    _attend_fours(wide.reshape(rows), cache, position, window, result.reshape(rows))
+    for s in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            for i in range(q.shape[2]):
+                out[s, h, i] = result[s, h // group, h % group, i]
+
+
+@njit(cache=True)
+def _attend_fours(q, cache, position, window, out):  # type: ignore[no-untyped-def]
+    """Attend with four heads to a K/V head, or a multiple of it."""
+    if q.shape[0] >= _MANY and q.shape[2] % PANEL == 0:
+        _attend_tiles(q, cache, position, window, out)
+    else:
+        _attend_blocks(q, cache, position, window, out)
+
+
+@njit(cache=True)
+def _attend_blocks(q, cache, position, window, out):  # type: ignore[no-untyped-def]
+    """Attend block by block, and join the blocks of each query."""
     queries, heads, width = q.shape
     kv_heads = cache.keys.shape[1]
     group = heads // kv_heads
-    padded = (group + 3) // 4 * 4
-    jobs = max(_BUDGET // (padded * width), kv_heads)
+    jobs = max(_BUDGET // (group * width), kv_heads)
     first = _oldest(position, window) // BLOCK
     blocks = (position + queries - 1) // BLOCK + 1 - first
     span = min(blocks, jobs // kv_heads)  # blocks a wave takes
     tile = min(queries, max(jobs // (kv_heads * span), 1))  # queries a wave takes
     jobs = tile * kv_heads * span
-    sums = np.empty((jobs, padded, width), np.float32)
-    peaks = np.empty((jobs, padded), np.float32)
-    totals = np.empty((jobs, padded), np.float32)
+    sums = np.empty((jobs, group, width), np.float32)
+    peaks = np.empty((jobs, group), np.float32)
+    totals = np.empty((jobs, group), np.float32)
     out[:] = np.float32(0.0)
     peak = np.full((queries, heads), np.float32(-np.inf))
     total = np.zeros((queries, heads), np.float32)
@@ -99,25 +133,14 @@ def _attend(q, cache, position, window, out):  # type: ignore[no-untyped-def]
                 out[s, h, i] *= inverse
 
 
-@njit(cache=True)
-def _oldest(position, window):  # type: ignore[no-untyped-def]
-    """Give the oldest position a query sees."""
-    return max(position - window + 1, 0) if window > 0 else 0
-
-
 @njit(error_model="numpy", cache=True)
 def _join(out, peak, total, h, block_peak, block_total, block_sum):  # type: ignore[no-untyped-def]
     """Add a block's sum to a running one; both are relative to their own peak."""
     if block_total == np.float32(0.0):  # the query sees nothing of this block
         return
-    top = max(peak[h], block_peak)
-    old, new = _exp(peak[h] - top), _exp(block_peak - top)
-    if total[h] == np.float32(0.0):
-        old = np.float32(0.0)
+    old, new, peak[h], total[h] = _merge(peak[h], total[h], block_peak, block_total)
     for i in range(out.size):
         out[i] = out[i] * old + block_sum[i] * new
-    total[h] = total[h] * old + block_total * new
-    peak[h] = top
 
 
 @njit(parallel=True, cache=True)
@@ -134,56 +157,46 @@ def _blocks(q, cache, position, window, first, count, peaks, totals, sums):  # t
         if start >= stop:
             totals[job, :] = np.float32(0.0)
             continue
-        group = q.shape[1] // kv_heads
-        heads = q[s, g * group : (g + 1) * group]
-        weights = np.empty((peaks.shape[1], BLOCK), np.float32)
-        _scores(heads, cache, g, start, stop, weights)
-        _softmax(weights, stop - start, peaks[job], totals[job])
+        group = peaks.shape[1]
+        weights = np.empty((group // 4, ROOM), np.float32)
+        _scores(q[s, g * group : (g + 1) * group], cache, g, start, stop, weights)
+        flat = weights.reshape(weights.size)
+        for h in range(0, group, 4):
+            at = h // 4 * ROOM
+            _scale_keys(flat, at, cache.key_scale, g, start, stop - start)
+            _softmax(flat, at, stop - start, peaks[job, h : h + 4], totals[job, h : h + 4])
+            _scale_keys(flat, at, cache.value_scale, g, start, stop - start)
         _weighted(weights, cache, g, start, stop, sums[job])
 
 
-@njit(fastmath=_REDUCE, error_model="numpy", cache=True)
+@njit(cache=True)
 def _scores(q, cache, g, start, stop, scores):  # type: ignore[no-untyped-def]
-    """Write q·k for keys start … stop of K/V head g, four heads at a time; rows beyond q's repeat its last."""
-    last = q.shape[0] - 1
-    capacity = cache.keys.shape[0]
-    for p in range(start, stop):
-        row = p % capacity
-        k = cache.keys[row, g]
-        scale = cache.key_scale[row, g] if cache.key_scale.size else np.float32(1.0)
-        for h in range(0, scores.shape[0], 4):
-            q0, q1 = q[min(h, last)], q[min(h + 1, last)]
-            q2, q3 = q[min(h + 2, last)], q[min(h + 3, last)]
-            t0 = t1 = t2 = t3 = np.float32(0.0)
-            for i in range(k.size):
-                v = np.float32(k[i])
-                t0 += q0[i] * v
-                t1 += q1[i] * v
-                t2 += q2[i] * v
-                t3 += q3[i] * v
-            scores[h, p - start] = t0 * scale
-            scores[h + 1, p - start] = t1 * scale
-            scores[h + 2, p - start] = t2 * scale
-            scores[h + 3, p - start] = t3 * scale
+    """Write q·k for keys start … stop of K/V head g, four heads and three keys at a time."""
+    capacity, kv_heads, width = cache.keys.shape
+    step = kv_heads * width
+    for p in range(start, stop, COLUMNS):
+        r0, r1 = p % capacity, min(p + 1, stop - 1) % capacity
+        r2 = min(p + 2, stop - 1) % capacity
+        j0, j1, j2 = r0 * step + g * width, r1 * step + g * width, r2 * step + g * width
+        for h in range(0, q.shape[0], 4):
+            at = h // 4 * ROOM + 4 * (p - start)
+            if width % _LANES == 0:
+                dots(
+                    scores, at, q, h * width, width, cache.keys, j0, j1, j2, width // _LANES, width - _LANES
+                )  # fmt: skip
+            else:
+                _short_dots(q[h : h + 4], cache.keys, g, (r0, r1, r2), scores[h // 4, at % ROOM :])
 
 
-@njit(fastmath=_REDUCE, error_model="numpy", cache=True)
-def _softmax(scores, count, peaks, totals):  # type: ignore[no-untyped-def]
-    """Turn scores into exp(score - peak), with zeros up to a multiple of four."""
-    for h in range(scores.shape[0]):
-        row = scores[h]
-        peak = row[0]
-        for j in range(1, count):
-            peak = max(peak, row[j])
-        for j in range(count):  # apart from the sum: only so is the exponential a vector
-            row[j] = _exp(row[j] - peak)
-        total = np.float32(0.0)
-        for j in range(count):
-            total += row[j]
-        for j in range(count, (count + 3) // 4 * 4):
-            row[j] = np.float32(0.0)
-        peaks[h] = peak
-        totals[h] = total
+@njit(cache=True)
+def _short_dots(q, keys, g, rows, scores):  # type: ignore[no-untyped-def]
+    """Do what `dots` does for heads that are no whole vectors."""
+    for c in range(COLUMNS):
+        for r in range(4):
+            total = np.float32(0.0)
+            for i in range(q.shape[1]):
+                total += q[r, i] * np.float32(keys[rows[c], g, i])
+            scores[4 * c + r] = total
 
 
 @njit(fastmath={"contract", "nsz"}, error_model="numpy", cache=True)
@@ -191,22 +204,23 @@ def _weighted(weights, cache, g, start, stop, sums):  # type: ignore[no-untyped-
     """Sum weight · value over the keys in order, four keys and two heads at a time."""
     capacity = cache.values.shape[0]
     sums[:] = np.float32(0.0)
-    for p in range(start, stop, 4):
-        r0, r1 = p % capacity, min(p + 1, stop - 1) % capacity
-        r2, r3 = min(p + 2, stop - 1) % capacity, min(p + 3, stop - 1) % capacity
-        v0, v1 = cache.values[r0, g], cache.values[r1, g]
-        v2, v3 = cache.values[r2, g], cache.values[r3, g]
-        s0 = s1 = s2 = s3 = np.float32(1.0)
-        if cache.value_scale.size:
-            s0, s1 = cache.value_scale[r0, g], cache.value_scale[r1, g]
-            s2, s3 = cache.value_scale[r2, g], cache.value_scale[r3, g]
+    whole = stop - (stop - start) % 4
+    for p in range(start, whole, 4):
+        v0, v1 = cache.values[p % capacity, g], cache.values[(p + 1) % capacity, g]
+        v2, v3 = cache.values[(p + 2) % capacity, g], cache.values[(p + 3) % capacity, g]
         for h in range(0, sums.shape[0], 2):
             a, b = sums[h], sums[h + 1]
-            wa, wb = weights[h, p - start :], weights[h + 1, p - start :]
-            a0, a1, a2, a3 = wa[0] * s0, wa[1] * s1, wa[2] * s2, wa[3] * s3
-            b0, b1, b2, b3 = wb[0] * s0, wb[1] * s1, wb[2] * s2, wb[3] * s3
+            w = weights[h // 4, 4 * (p - start) + h % 4 :]
+            a0, a1, a2, a3 = w[0], w[4], w[8], w[12]
+            b0, b1, b2, b3 = w[1], w[5], w[9], w[13]
             for i in range(a.size):
                 x0, x1 = np.float32(v0[i]), np.float32(v1[i])
                 x2, x3 = np.float32(v2[i]), np.float32(v3[i])
                 a[i] = a[i] + a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
                 b[i] = b[i] + b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
+    for p in range(whole, stop):
+        v = cache.values[p % capacity, g]
+        for h in range(sums.shape[0]):
+            weight = weights[h // 4, 4 * (p - start) + h % 4]
+            for i in range(v.size):
+                sums[h, i] = sums[h, i] + weight * np.float32(v[i])
