@@ -136,6 +136,14 @@ def test_columns_beyond_one_block_of_the_matrix_product_count(bits: int, static:
     np.testing.assert_array_equal(linear(x, w), few)
 
 
+@pytest.mark.parametrize("static", [0.0, 0.25])
+def test_a_matrix_of_many_jobs_is_whole(static: float) -> None:
+    rng = np.random.default_rng(3)
+    w = with_scales(code_matrix(rng, 1203, 1024, 8, 64, False), static, 0)
+    x = rng.standard_normal((1, 1024), np.float32)
+    assert np.all(np.abs(linear(x, w) - reference.linear(x, w)) <= room(x, w))
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_the_largest_products_do_not_overflow(bits: int) -> None:
     codes = np.full((5, 2048 * bits // 8), 255, np.uint8)

@@ -1,7 +1,8 @@
 """Multiply a few rows by packed codes: four weight rows against one activation row at a time.
 
-The codes are asked of memory well before they are used: rows of some hundred bytes, four at a time, are no stream
-that a CPU foresees.
+The four are not neighbours: each is of its own quarter of the job, so that a job reads four long streams, which a CPU
+foresees by itself. Four neighbours of some hundred bytes are no such streams, and asking for their lines ahead
+took a quarter longer.
 
 Many rows go through `matmul`. A result is the same chain of operations there, so a row's bits do not
 depend on how many rows are in the call.
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 from numba import njit, prange, typeof, types
 
-from edgegemma.kernels import simd
+from edgegemma.kernels import simd, threads
 from edgegemma.kernels.activation import EMPTY, _padded, _quantize
-from edgegemma.kernels.fours import store_integers, store_totals
+from edgegemma.kernels.fours import apart, share, store_integers, store_totals
 from edgegemma.kernels.lanes import lane_scales
 from edgegemma.kernels.late import Kernel, call, ready
 from edgegemma.kernels.simd import (
@@ -28,7 +29,6 @@ from edgegemma.kernels.simd import (
     load_floats,
     load_ints,
     multiply,
-    prefetch,
     splat,
     to_floats,
     zero_floats,
@@ -36,9 +36,9 @@ from edgegemma.kernels.simd import (
 from edgegemma.kernels.static import _quantize_static
 
 _WIDTH, _LANES = simd.WIDTH, simd.LANES
-_CHUNK = 32  # weight rows a thread takes at once
-_AHEAD = 4096  # bytes, at least, from the codes in use to those asked for
-_LINE = 64  # bytes of a cache line
+_STREAM = (
+    48 << 10
+)  # bytes, at most, of a stream: four and their neighbours' fit the smallest cache of a core's own
 
 
 def _codes(x, codes, scale, activation, bits, block, y):  # type: ignore[no-untyped-def]
@@ -79,15 +79,10 @@ def _scales_in_unit(block, bits):  # type: ignore[no-untyped-def]
 def _chunks(address, codes, scale, out, r, even, y):  # type: ignore[no-untyped-def]
     """Share the weight rows among the threads."""
     rows = codes.shape[0]
-    for c in prange((rows + _CHUNK - 1) // _CHUNK):
-        first, stop = c * _CHUNK, min(rows, c * _CHUNK + _CHUNK)
+    each = share(rows, codes.shape[1], threads.count())
+    for c in prange((rows + each - 1) // each):
+        first, stop = c * each, min(rows, c * each + each)
         call("integers2", address, (codes, scale, out, r, even, y, first, stop))
-
-
-@njit(forceinline=True)
-def _ahead(size):  # type: ignore[no-untyped-def]
-    """Count the bytes from the codes in use to those to ask for: whole fours of rows."""
-    return (_AHEAD + 4 * size - 1) // (4 * size) * (4 * size)
 
 
 def _make_integers(bits: int) -> Any:
@@ -97,16 +92,14 @@ def _make_integers(bits: int) -> Any:
 
     def integers(codes, scale, out, r, even, y, first, stop):  # type: ignore[no-untyped-def]
         size, x_size = codes.shape[1], r.planes.shape[1]
-        ahead, whole = _ahead(size), size // run * run
+        whole, quarter = size // run * run, (stop - first + 3) // 4
         for m in range(r.planes.shape[0]):
-            x = m * x_size
-            for n in range(first, stop, 4):
-                n1, n2, n3 = min(n + 1, stop - 1), min(n + 2, stop - 1), min(n + 3, stop - 1)
+            x, at = m * x_size, m * y.shape[1]
+            for n in range(first, first + quarter):
+                n1, n2, n3 = apart(n, quarter, stop - 1)
                 c0, c1, c2, c3 = n * size, n1 * size, n2 * size, n3 * size
                 a0 = a1 = a2 = a3 = load_ints(r.total, m * _LANES)
                 for k in range(0, whole, run):
-                    for line in range(0, 4 * run, _LINE):
-                        prefetch(codes, c0 + 4 * k + line + ahead)
                     j = x + k * 8 // bits
                     a0 = dot_run(a0, codes, c0 + k, r.planes, j, bits)
                     a1 = dot_run(a1, codes, c1 + k, r.planes, j, bits)
@@ -119,8 +112,8 @@ def _make_integers(bits: int) -> Any:
                     a2 = dot(a2, load(codes, c2 + k), r.planes, x + j, bits)
                     a3 = dot(a3, load(codes, c3 + k), r.planes, x + j, bits)
                 s0, s1, s2, s3 = scale[n, 0], scale[n1, 0], scale[n2, 0], scale[n3, 0]
-                at = m * y.shape[1] + n
-                store_integers(y, at, stop - n, a0, a1, a2, a3, r.rows[m], s0, s1, s2, s3, out)
+                places = at + n, at + n1, at + n2, at + n3
+                store_integers(y, places, a0, a1, a2, a3, r.rows[m], s0, s1, s2, s3, out)
 
     return integers
 
@@ -138,22 +131,22 @@ def _make_lanes(bits: int) -> Any:
 
     def lanes(codes, scale, out, r, even, y, first, stop):  # type: ignore[no-untyped-def]
         size = codes.shape[1]
-        ahead = _ahead(size)
+        quarter = (stop - first + 3) // 4
         for m in range(r.planes.shape[0]):
-            for n in range(first, stop, 4):
-                n1, n2, n3 = min(n + 1, stop - 1), min(n + 2, stop - 1), min(n + 3, stop - 1)
+            at = m * y.shape[1]
+            for n in range(first, first + quarter):
+                n1, n2, n3 = apart(n, quarter, stop - 1)
                 s0, s1 = splat(scale[n, 0]), splat(scale[n1, 0])
                 s2, s3 = splat(scale[n2, 0]), splat(scale[n3, 0])
                 t0 = t1 = t2 = t3 = zero_floats()
                 for u in range(r.planes.shape[1] // unit):
-                    for line in range(0, 4 * _WIDTH, _LINE):
-                        prefetch(codes, n * size + 4 * u * _WIDTH + line + ahead)
                     k = min(u * _WIDTH, size - _WIDTH)
                     t0 = add(t0, codes, n * size + k, r, m, u, s0)
                     t1 = add(t1, codes, n1 * size + k, r, m, u, s1)
                     t2 = add(t2, codes, n2 * size + k, r, m, u, s2)
                     t3 = add(t3, codes, n3 * size + k, r, m, u, s3)
-                store_totals(y, m * y.shape[1] + n, stop - n, t0, t1, t2, t3, out)
+                places = at + n, at + n1, at + n2, at + n3
+                store_totals(y, places, t0, t1, t2, t3, out)
 
     return lanes
 
@@ -173,14 +166,13 @@ def _make_blocks(bits: int) -> Any:
 
     def blocks(codes, scale, out, r, even, y, first, stop):  # type: ignore[no-untyped-def]
         size, groups = codes.shape[1], scale.shape[1]
-        ahead = _ahead(size)
+        quarter = (stop - first + 3) // 4
         for m in range(r.planes.shape[0]):
-            for n in range(first, stop, 4):
-                n1, n2, n3 = min(n + 1, stop - 1), min(n + 2, stop - 1), min(n + 3, stop - 1)
+            at = m * y.shape[1]
+            for n in range(first, first + quarter):
+                n1, n2, n3 = apart(n, quarter, stop - 1)
                 t0 = t1 = t2 = t3 = zero_floats()
                 for u in range(r.planes.shape[1] // unit):
-                    for line in range(0, 4 * _WIDTH, _LINE):
-                        prefetch(codes, n * size + 4 * u * _WIDTH + line + ahead)
                     k, known = u * _WIDTH, even
                     if k > size - _WIDTH:  # the overlapping unit's lanes do not start with a block
                         k, known = size - _WIDTH, 0
@@ -188,7 +180,8 @@ def _make_blocks(bits: int) -> Any:
                     t1 = add(t1, codes, n1 * size + k, r, m, u, scale, n1 * groups, known)
                     t2 = add(t2, codes, n2 * size + k, r, m, u, scale, n2 * groups, known)
                     t3 = add(t3, codes, n3 * size + k, r, m, u, scale, n3 * groups, known)
-                store_totals(y, m * y.shape[1] + n, stop - n, t0, t1, t2, t3, out)
+                places = at + n, at + n1, at + n2, at + n3
+                store_totals(y, places, t0, t1, t2, t3, out)
 
     return blocks
 

@@ -9,16 +9,14 @@ from numba import njit, prange
 from numba.core import types
 from numba.extending import overload
 
-from edgegemma.kernels import simd
+from edgegemma.kernels import simd, threads
 from edgegemma.kernels.activation import _fake, _padded
 from edgegemma.kernels.floattiles import COLUMNS, ROWS, dots
+from edgegemma.kernels.fours import apart, share
 from edgegemma.kernels.late import Kernel
 
 _LANES = simd.LANES
-_CHUNK, _CHUNK_MANY = (
-    8,
-    48,
-)  # weight rows a thread takes at once: of one activation row, of four and more
+_CHUNK = 48  # weight rows a thread takes at once for four activation rows and more
 
 
 def _load(rows: Any, i: Any) -> Any:
@@ -54,10 +52,11 @@ def _aligned(x, scale):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, parallel=True)
 def _by_floats(x, rows, out, y):  # type: ignore[no-untyped-def]
-    count = rows.shape[0]
-    chunk = _CHUNK if x.shape[0] < ROWS else _CHUNK_MANY
-    for c in prange((count + chunk - 1) // chunk):
-        _floats(x, rows, out, y, c * chunk, min(count, c * chunk + chunk))
+    count, each = rows.shape[0], _CHUNK
+    if x.shape[0] < ROWS:  # four long streams, as in `codes`
+        each = share(count, rows.shape[1] * rows.itemsize, threads.count())
+    for c in prange((count + each - 1) // each):
+        _floats(x, rows, out, y, c * each, min(count, c * each + each))
 
 
 @njit(forceinline=True)
@@ -89,12 +88,13 @@ def _floats(x, rows, out, y, first, stop):  # type: ignore[no-untyped-def]
             for c in range(min(COLUMNS, stop - n)):
                 for r in range(ROWS):
                     y[m + r, n + c] = _fake(part[ROWS * c + r], out)
+    quarter = (stop - first + 3) // 4
     for m in range(whole, count):
-        for n in range(first, stop, 4):
-            ns = (n, min(n + 1, stop - 1), min(n + 2, stop - 1), min(n + 3, stop - 1))
-            sums = _four(x, (m, m, m, m), rows, ns)
-            for k in range(min(4, stop - n)):
-                y[m, n + k] = _fake(sums[k], out)
+        for n in range(first, first + quarter):
+            n1, n2, n3 = apart(n, quarter, stop - 1)
+            sums = _four(x, (m, m, m, m), rows, (n, n1, n2, n3))
+            y[m, n], y[m, n1] = _fake(sums[0], out), _fake(sums[1], out)
+            y[m, n2], y[m, n3] = _fake(sums[2], out), _fake(sums[3], out)
 
 
 _F32 = types.Array(types.float32, 2, "C")

@@ -135,14 +135,6 @@ def load(b: Any, array: Any, i: Any) -> Any:
     return _load(b, array, i, V8)
 
 
-@_verb(types.void, ARRAY, types.intp)
-def prefetch(b: Any, array: Any, i: Any) -> None:
-    """Ask for the cache line of byte ``array[i]``; it need not be inside the array."""
-    place = _one(b, array, i, V8.element)
-    hint = [ir.Constant(I32, value) for value in (0, 3, 1)]  # to read, to keep near, data
-    _call(b, "llvm.prefetch.p0", ir.VoidType(), place, *hint)
-
-
 @_verb(Ints, Ints, ARRAY, types.intp, ARRAY, types.intp, LITERAL)
 def dot_run(b: Any, acc: Any, codes: Any, i: Any, x: Any, j: Any, bits: int) -> Any:
     """Do `dot` for `RUN` vectors of codes from ``codes[i]`` on and the activations from ``x[j]`` on."""

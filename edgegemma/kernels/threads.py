@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Any
 
 import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 SPINS = "10000"
 
@@ -39,3 +44,16 @@ def use(count: int) -> int:
     if numba.get_num_threads() != allowed:
         numba.set_num_threads(allowed)
     return allowed
+
+
+def _count(_context):  # type: ignore[no-untyped-def]
+    """Give the number of threads, in compiled code: `numba.get_num_threads` cannot be kept in the cache."""
+
+    def codegen(_context: Any, b: Any, _signature: Any, _args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(64), [])
+        return b.call(cgutils.get_or_insert_function(b.module, kind, "get_num_threads"), [])
+
+    return types.int64(), codegen
+
+
+count: Any = intrinsic(_count)
