@@ -27,7 +27,6 @@ from edgegemma.listen.events import (
     Event,
     Final,
     Gap,
-    Lag,
     Partial,
     Silence,
     Translation,
@@ -35,7 +34,6 @@ from edgegemma.listen.events import (
     to_json,
 )
 from edgegemma.listen.listener import Listener
-from edgegemma.listen.pace import MODES
 from edgegemma.listen.task import Task
 from edgegemma.text.tokenizer import Tokenizer
 from edgegemma.transcribe import transcribe
@@ -246,47 +244,6 @@ def test_blocks_change_no_text(files: FakePackage, long_talk: F32, block: int) -
     played = Played(long_talk, block=block)
     got = [f.text for f in finals(list(Listener(Talker(files), played, partials=False)))]
     assert got == want
-
-
-# Too slow a machine
-
-
-class Slow(Played):
-    """A source whose sound waits, as a script of seconds says."""
-
-    def __init__(self, samples: F32, backlog: dict[float, float]) -> None:
-        super().__init__(samples)
-        self._waits = backlog
-
-    def __iter__(self) -> Iterator[Block]:
-        for block in super().__iter__():
-            at = block.stop / SAMPLE_RATE
-            self.backlog_s = [wait for since, wait in self._waits.items() if since <= at][-1]
-            yield block
-
-
-def test_who_falls_behind_widens_then_waits_for_the_end_and_comes_back(
-    files: FakePackage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("time.perf_counter", lambda: 0.0)  # only what the source says counts
-    source = Slow(join(speech(25)), {0: 0.0, 3: 2.1, 10: 0.0})
-    events = list(Listener(Talker(files), source))
-    lags = [event for event in events if isinstance(event, Lag)]
-    changes = [mode for mode, _ in itertools.groupby((lag.block_s, lag.partials) for lag in lags)]
-    down, up = [tuple(mode) for mode in MODES[1:]], [tuple(mode) for mode in MODES[-2::-1]]
-    assert changes == down + up
-    assert all(lag.seconds > 2 for lag in lags[:3])
-    heard = [event.end_s for event in events if isinstance(event, Partial)]
-    assert not [at for at in heard if 6 < at < 12]  # words come at the end…
-    assert [at for at in heard if at > 20]  # …until it has caught up
-
-
-def test_no_sound_is_left_out_by_who_falls_behind(files: FakePackage) -> None:
-    sound = join(speech(12), silence(1))
-    models = [FakeModel(files, [EOS]) for _ in range(2)]
-    list(Listener(models[0], Played(sound)))
-    list(Listener(models[1], Slow(sound, {0: 9.0})))
-    assert sum(models[0].encoded) == sum(models[1].encoded)
 
 
 # The embedded model

@@ -1,1 +1,1 @@
-"""Sound: features, encoder, files, segments."""
+"""Sound: features, encoder, files, microphone, utterances."""

@@ -3,7 +3,7 @@
 Frame ``i`` sees the samples ``[160i - 160, 160i + 160)``; zeros stand before the first one. It is valid once the
 sample after its last one exists, so a stream gives every valid frame while audio arrives and `finish` only adds
 the padded frames that a whole clip has. No operation mixes frames (no matrix product): the bits of a frame do not
-depend on how the samples were cut. Nothing is truncated at 30 s here; that limit belongs to `segments`.
+depend on how the samples were cut. Nothing is truncated at 30 s here; that limit belongs to `utterances`.
 """
 
 from __future__ import annotations

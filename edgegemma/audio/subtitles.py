@@ -1,4 +1,4 @@
-"""Timed text as SubRip, WebVTT or JSON lines, cue by cue, so that a file can be written while people speak.
+"""Timed text as SubRip or WebVTT, cue by cue, so that a file can be written while people speak.
 
 >>> print(srt(1, Cue(0.0, 2.5, "Good morning.")), end="")
 1
@@ -9,13 +9,9 @@ Good morning.
 
 from __future__ import annotations
 
-import json
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
-
-from edgegemma.errors import InputError
 
 VTT_HEAD = "WEBVTT\n\n"
 
@@ -32,28 +28,6 @@ class Cue(NamedTuple):
     start_s: float
     end_s: float
     text: str
-
-
-def tidy(cues: Iterable[Cue]) -> Iterator[Cue]:
-    """Make cues fit for a file: no empty text, in order, whole milliseconds, no overlap, none shorter than 1 ms.
-
-    Each waits for the next one's start, so a live writer is one cue behind.
-    """
-    waiting: Cue | None = None
-    free = 0  # ms
-    for cue in cues:
-        text = " ".join(_CONTROL.sub(" ", cue.text).split())
-        if not text:
-            continue
-        start = max(_ms(cue.start_s), free if waiting is None else _ms(waiting.start_s) + 1)
-        cue = Cue(start / 1000, max(_ms(cue.end_s), start + 1) / 1000, text)
-        if waiting is not None:
-            end = min(_ms(waiting.end_s), start)
-            free = end
-            yield waiting._replace(end_s=end / 1000)
-        waiting = cue
-    if waiting is not None:
-        yield waiting
 
 
 def spread(cue: Cue) -> list[Cue]:
@@ -80,28 +54,6 @@ def vtt(cue: Cue) -> str:
     """Write one WebVTT cue with its blank line; a file begins with `VTT_HEAD`."""
     text = _lines(cue.text).translate(_ESCAPES)
     return f"{_clock(cue.start_s, '.')} --> {_clock(cue.end_s, '.')}\n{text}\n\n"
-
-
-def row(cue: Cue) -> str:
-    """Write one JSON line."""
-    start, end = (round(at, 3) for at in (cue.start_s, cue.end_s))
-    return json.dumps({"start": start, "end": end, "text": cue.text}, ensure_ascii=False) + "\n"
-
-
-def write(cues: Iterable[Cue], form: str) -> Iterator[str]:
-    """Write cues as ``srt``, ``vtt`` or ``jsonl``, piece by piece; for srt and vtt tidied and spread."""
-    if form == "jsonl":
-        yield from map(row, cues)
-        return
-    if form not in ("srt", "vtt"):
-        raise InputError(f"subtitles: got {form!r}; want srt, vtt or jsonl")
-    if form == "vtt":
-        yield VTT_HEAD
-    number = 0
-    for whole in tidy(cues):
-        for cue in spread(whole):
-            number += 1
-            yield vtt(cue) if form == "vtt" else srt(number, cue)
 
 
 def _lines(text: str) -> str:

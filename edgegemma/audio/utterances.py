@@ -18,7 +18,7 @@ import numpy as np
 from edgegemma.audio.blocks import Block
 from edgegemma.audio.features import F32, SAMPLE_RATE
 from edgegemma.audio.gate import LOUD, SPEAKING, STEADY, EnergyGate, Gate
-from edgegemma.audio.segments import quietest
+from edgegemma.audio.quietest import quietest
 from edgegemma.errors import InputError
 
 ENDPOINT_SECONDS = 0.6  # of silence end an utterance

@@ -48,12 +48,15 @@ class Journal:
     ----------
     done : int
         samples at the beginning of the recording whose events are here
+    context : str
+        the text of the last utterance among them, if what was being said goes on after it
     """
 
     def __init__(self, target: Path, about: dict[str, Any], resume: bool) -> None:
         self._target = target
         self._path = target.with_name(target.name + ".partial")
         self._final = 0  # where the last final ends
+        self.context = ""
         self.done, kept = self._read(about) if resume and self._path.exists() else (0, 0)
         self._stream: IO[str] = self._path.open("r+" if kept else "w", encoding="utf-8")
         if kept:
@@ -110,7 +113,7 @@ class Journal:
     def _read(self, about: dict[str, Any]) -> tuple[int, int]:
         """Give the samples that are done, and the bytes of the journal that tell of them."""
         done = kept = at = 0
-        head = None
+        head, said = None, ""
         with self._path.open("rb") as stream:
             with suppress(ValueError):
                 head = json.loads(stream.readline())
@@ -123,8 +126,11 @@ class Journal:
             for line in stream:
                 at += len(line)
                 with suppress(ValueError):  # a line that was cut off
-                    if "done" in (record := json.loads(line)):
-                        done, kept = record["done"], at
+                    record = json.loads(line)
+                    if record.get("type") == "final":
+                        said = record["text"] if record["reason"] == "limit" else ""
+                    elif "done" in record:
+                        done, kept, self.context = record["done"], at, said
         return done, kept
 
 

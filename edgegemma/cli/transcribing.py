@@ -171,18 +171,18 @@ class _Work:
         fields = {"file": name} if several or self._form is Form.JSON else {}
         # On a terminal a bar would cut into the text.
         bar = not sys.stdout.isatty()
-        self._hear(name, writer(self._form.value, sys.stdout, self._task.both, **fields), 0, bar)
+        self._hear(name, writer(self._form.value, sys.stdout, self._task.both, **fields), bar)
 
     def _to_file(self, name: str, target: Path) -> None:
         from edgegemma.cli.journal import Journal, identity
 
         key = identity(name, self._model_name, self._task)
         with Journal(target, key, self._resume) as journal:
-            self._hear(name, journal, journal.done, bar=True)
+            self._hear(name, journal, True, journal.done, journal.context)
             fields = {"file": name} if self._form is Form.JSON else {}
             journal.complete(self._form.value, self._task.both, **fields)
 
-    def _hear(self, name: str, sink: Writer, done: int, bar: bool) -> None:
+    def _hear(self, name: str, sink: Writer, bar: bool, done: int = 0, context: str = "") -> None:
         from edgegemma.audio.features import SAMPLE_RATE
         from edgegemma.audio.utterances import Utterances
         from edgegemma.cli.sounds import Watched
@@ -195,7 +195,9 @@ class _Work:
         with console.progress(bar=bar, lines=False) as report:
             total = int(source.seconds or 0)
             watched = Watched(source, lambda block: report(name, block.stop // SAMPLE_RATE, total))
-            listener = Listener(self._model, watched, self._task, utterances=utterances, done=done)
+            listener = Listener(
+                self._model, watched, self._task, utterances=utterances, done=done, context=context
+            )
             try:
                 for event in listener:
                     sink.write(event)

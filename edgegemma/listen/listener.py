@@ -44,6 +44,8 @@ class Listener:
         hypotheses while somebody speaks; by default for live sources
     done : int
         samples at the beginning whose utterances are known already: they are found again and left out
+    context : str
+        the text of the last of these, if what was being said goes on after it
     cancel : threading.Event or callable, optional
         stops at once, in the middle of an utterance
 
@@ -62,11 +64,13 @@ class Listener:
         utterances: Utterances | None = None,
         partials: bool | None = None,
         done: int = 0,
+        context: str = "",
         cancel: Cancel = None,
     ) -> None:
         self.source, self.stats = source, Stats()
         self._task = Task() if task is None else task
-        prompt = self._task.speech_prompt(model.package.prompts)
+        self._prompts, self._context = model.package.prompts, context
+        prompt = self._task.speech_prompt(self._prompts)
         self._recognizer = Recognizer(model, prompt, cancel=cancel)
         self.stats.work = self._recognizer.work
         self._translator = Translator(model, self._task, cancel) if self._task.both else None
@@ -180,6 +184,7 @@ class Listener:
         if at > self._silent_from:
             yield Silence(self._silent_from / SAMPLE_RATE, at / SAMPLE_RATE)
         if at >= self._done:
+            self._recognizer.begin(self._task.speech_prompt(self._prompts, self._context))
             self._spoken = Spoken(self._recognizer, at, onset, self._task.hold_back)
 
     def _guess(self, spoken: Spoken) -> Iterator[Event]:
@@ -210,6 +215,7 @@ class Listener:
         self.stats.hypotheses += 1
         self._cancelled |= last.stop == "cancelled"
         yield from self._commit(spoken)
+        self._context = spoken.text if end.reason == "limit" else ""
         self.stats.utterances += 1
         self.stats.final_s.append(delay := self.lag_s)
         span = spoken.start / SAMPLE_RATE, end.at / SAMPLE_RATE

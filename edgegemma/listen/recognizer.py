@@ -19,15 +19,17 @@ from edgegemma.audio.encoder import AudioModel, AudioStream
 from edgegemma.audio.features import F32, SAMPLE_RATE, TOKENS_PER_SECOND
 from edgegemma.generate import Cancel, TextModel
 from edgegemma.listen.guards import token_limit, without_loop
+from edgegemma.listen.task import CONTEXT_CHARACTERS
 from edgegemma.text.prompt import around_audio
 from edgegemma.text.sampler import Sampler, Sampling, logprob
 from edgegemma.text.template import ChatTemplate
-from edgegemma.text.tokenizer import PackageFiles, Tokenizer
+from edgegemma.text.tokenizer import Ids, PackageFiles, Tokenizer
 
 Stop = Literal["stop", "length", "loop", "cancelled"]
 
 LONGEST_SECONDS = 30.0  # what Gemma 4 was trained to hear in one piece: 750 soft tokens
 VERIFY_AT_ONCE = 32  # rows of logits of a pass; Gemma's have 1 MB each
+CONTEXT_ROOM = 2 * CONTEXT_CHARACTERS  # positions that an instruction may grow by
 PREPARE_SECONDS = (0.16, 0.32, 0.64)  # the blocks that live sound is read in
 PREPARE_TOKENS = 8
 
@@ -102,11 +104,9 @@ class Recognizer:
         package: PackageFiles = model.package
         self._model, self._cancel = model, cancel
         self.tokenizer = Tokenizer(package)
-        template = ChatTemplate.of(package, self.tokenizer)
-        content = [{"type": "text", "text": instruction}, {"type": "audio"}]
-        self._before, self._after = around_audio(
-            self.tokenizer, template, [{"role": "user", "content": content}]
-        )
+        self._template = ChatTemplate.of(package, self.tokenizer)
+        self._instruction = instruction
+        self._before, self._after = self._around(instruction)
         tokens = self.tokenizer.tokens
         media = (tokens.audio, tokens.boa, tokens.eoa, tokens.image, tokens.boi, tokens.eoi)
         forbidden = tuple(id for id in (*media, tokens.video) if id is not None)
@@ -115,7 +115,7 @@ class Recognizer:
         self._vocabulary = model.config.text.vocab_size
         sound = int(longest_s * TOKENS_PER_SECOND) + 1
         text = token_limit(longest_s, self._vocabulary)
-        room = len(self._before) + sound + len(self._after) + text
+        room = len(self._before) + CONTEXT_ROOM + sound + len(self._after) + text
         room = min(room, model.config.text.max_position_embeddings)
         # Slack for everything: after each utterance the cache goes back to the instruction.
         self._cache = model.new_cache(room, slack=room)
@@ -123,8 +123,14 @@ class Recognizer:
         self.work = Work()
         self.begin()
 
-    def begin(self) -> None:
-        """Start a new utterance."""
+    def begin(self, instruction: str | None = None) -> None:
+        """Start a new utterance, perhaps with another instruction: what both have in common stays read."""
+        if instruction is not None and instruction != self._instruction:
+            self._instruction, old = instruction, self._before
+            self._before, self._after = self._around(instruction)
+            shared = min(len(old), len(self._before))
+            same = int(np.cumprod(old[:shared] == self._before[:shared]).sum())
+            self._cache.truncate(min(self._cache.length, same))
         self._stream = AudioStream(self._model)
         self._draft: list[int] = []
         self._sure: list[float] = []
@@ -181,6 +187,12 @@ class Recognizer:
         self._draft = ids
         kept = max(fixed, without_loop(ids)) if stop == "loop" else len(ids)
         return Hypothesis(tuple(ids[:kept]), stop, tuple(self._sure[:kept]))
+
+    def _around(self, instruction: str) -> tuple[Ids, Ids]:
+        """Give the ids before and after the sound."""
+        content = [{"type": "text", "text": instruction}, {"type": "audio"}]
+        request = [{"role": "user", "content": content}]
+        return around_audio(self.tokenizer, self._template, request)
 
     @property
     def _sound_stop(self) -> int:

@@ -17,7 +17,7 @@ class Spoken:
     Parameters
     ----------
     recognizer : Recognizer
-        which begins anew
+        which has begun anew
     start, onset : int
         samples since the source began: of the utterance, and where the voice is taken to begin
     hold_back : int
@@ -34,7 +34,6 @@ class Spoken:
     """
 
     def __init__(self, recognizer: Recognizer, start: int, onset: int, hold_back: int) -> None:
-        recognizer.begin()
         self.start, self.onset, self.length = start, onset, 0
         self.shown = self.committed = False
         self._recognizer = recognizer

@@ -11,23 +11,30 @@ from edgegemma.listen.languages import language
 
 TRANSCRIBE = "transcribe"  # the name of the package's prompt in its manifest
 
+_RULES = "Follow these specific instructions for formatting the answer:\n"
 _TRANSCRIPT = (
     "Transcribe the following speech segment in {speech} into {text} text.\n\n"
-    "Follow these specific instructions for formatting the answer:\n"
-    "*   Only output the transcription, with no newlines.\n"
+    + _RULES
+    + "*   Only output the transcription, with no newlines.\n"
     "*   When transcribing numbers, write the digits, i.e. write 1.7 and not one point seven, "
     "and write 3 instead of three."
 )
 _SPEECH = (  # not on the card, which only transcribes first; worded after its transcription
     "Translate the following speech segment in {speech} into {text} text.\n\n"
-    "Follow these specific instructions for formatting the answer:\n"
-    "*   Only output the translation, with no newlines."
+    + _RULES
+    + "*   Only output the translation, with no newlines."
 )
 _TEXT = (
     "Translate the following text in {speech} into {text}. Only output the translation, "
     "with no newlines.\n\n{sentence}"
 )
+_BEFORE = (
+    "\n*   The segment goes on after these words, which are not to be repeated: {sentence}"  # ours
+)
 _ANY = "its original language"
+
+CONTEXT_CHARACTERS = 200
+SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？", "।", "؟")
 
 
 @dataclass(frozen=True)
@@ -68,14 +75,29 @@ class Task:
         """Words that a commit leaves out."""
         return TRANSLATION_HOLD_BACK if self.translates_speech else HOLD_BACK
 
-    def speech_prompt(self, prompts: Mapping[str, str]) -> str:
-        """Give the instruction that stands before the sound. ``prompts``: the package's.
+    def speech_prompt(self, prompts: Mapping[str, str], context: str = "") -> str:
+        """Give the instruction that stands before the sound.
+
+        Parameters
+        ----------
+        prompts : mapping
+            the package's
+        context : str
+            words that were said just before, in the same breath. A prompt with a list of rules has one more with
+            them; a prompt of another kind is all that its model knows, and stays as it is.
 
         Raises
         ------
         InputError
             Nothing says what to do.
         """
+        prompt = self._prompt(prompts)
+        sentence = last_sentence(context)
+        return (
+            prompt + _BEFORE.format(sentence=sentence) if sentence and _RULES in prompt else prompt
+        )
+
+    def _prompt(self, prompts: Mapping[str, str]) -> str:
         if self.instruction is not None:
             return self.instruction
         if self.translates_speech:
@@ -92,3 +114,13 @@ class Task:
     def text_prompt(self, sentence: str) -> str:
         """Give the request to translate a sentence of the transcript."""
         return _TEXT.format(speech=self.language or _ANY, text=self.translate_to, sentence=sentence)
+
+
+def last_sentence(text: str) -> str:
+    """Give the last sentence, or as many of its last words as fit the prompt."""
+    words = text.split()
+    ends = [n for n, word in enumerate(words[:-1]) if word.endswith(SENTENCE_ENDS)]
+    words = words[ends[-1] + 1 :] if ends else words
+    while len(" ".join(words)) > CONTEXT_CHARACTERS:
+        words = words[1:]
+    return " ".join(words)

@@ -7,17 +7,14 @@ from collections.abc import Iterator
 from edgegemma.generate import Cancel, generate
 from edgegemma.listen.events import Commit, Translation, Word
 from edgegemma.listen.recognizer import SpeechModel
-from edgegemma.listen.task import Task
+from edgegemma.listen.task import SENTENCE_ENDS, Task
 from edgegemma.text.prompt import build
 from edgegemma.text.sampler import Sampling
 from edgegemma.text.template import ChatTemplate
 from edgegemma.text.tokenizer import Tokenizer
 
-SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？", "।", "؟")
-FIRST_TOKENS, TIMES_TOKENS = (
-    16,
-    3,
-)  # a translation has at most so many, and so many for each of the original
+FIRST_TOKENS = 16  # a translation has at most so many…
+TIMES_TOKENS = 3  # …and so many for each of the original
 
 
 class Translator:
