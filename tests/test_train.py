@@ -14,7 +14,7 @@ pytest.importorskip("hibari")
 
 import torch
 
-from train import phones
+from train import listening, phones
 from train.features import MELS, Clip
 from train.guidance import NEXT, UNKNOWN, best_path, phone_ranges, windows
 from train.loop import Run
@@ -109,7 +109,8 @@ def test_the_answer_is_told_where_its_words_are_and_then_the_end() -> None:
     scores = np.full((8, 1, 3), -9.0)
     for step, phone in enumerate([0, 1, 1, 0, 2, 0, 0, 0]):
         scores[step, 0, phone] = 0.0
-    found = windows(torch.from_numpy(scores), [[(0, 1), (1, 2)]], [[1, 2]], [8], [1], 5)
+    paths = best_path(scores, [[1, 2]], [8])
+    found = windows(paths, [[(0, 1), (1, 2)]], [8], [1], 5)
     assert found[NEXT, 0].tolist() == [[UNKNOWN] * 2, [0, 4], [3, 6], [5, 8], [UNKNOWN] * 2]
 
 
@@ -119,14 +120,21 @@ SHORT = Settings(
     batch_frames=240,
     timed_until=0.1,
     decoder_from=0.2,
-    quantised_from=0.5,
+    tower_from=0.3,
+    listen_from=0.4,
+    quantised_from=0.6,
     static_from=0.7,
 )
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Path:
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A work folder whose clips are noise."""
+    monkeypatch.setattr(
+        listening,
+        "sentences",
+        lambda work, seed, *_: Sentences(SAID, (), ["two"], seed, {"spans": 1}),
+    )
     generator = np.random.default_rng(11)
     for name in ("real", "joined", "voices-00", "silence", "aligned-0"):
         frames = generator.standard_normal((len(SAID) * 60, MELS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from train.corpus import PHONES, TRAINING
 from train.features import FRAMES_PER_TOKEN, MELS, Clip, Shard
+from train.guidance import Path as Heard
 from train.guidance import phone_ranges
 from train.phones import BLANK, Pronunciations
 from train.recordings import guard
@@ -40,8 +41,25 @@ POOL = 512
 IGNORED = -100
 
 
+class Sequences:
+    """What the batches of both kinds have: `input_ids` and `labels`."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def first_audio(self) -> int:
+        """The place of the first soft token, the same in every row."""
+        return self.input_ids[0].tolist().index(CONTROL["<|audio|>"])
+
+    @property
+    def first_answers(self) -> list[int]:
+        """The place at which each row predicts the first token of its answer."""
+        return (self.labels != IGNORED).int().argmax(1).tolist()
+
+
 @dataclass
-class Batch:
+class Batch(Sequences):
     """Clips padded to the longest, and the token sequences the decoder is trained on.
 
     Attributes
@@ -72,15 +90,29 @@ class Batch:
     heard: torch.Tensor
     spans: list[list[tuple[int, int]] | None]
 
-    @property
-    def first_audio(self) -> int:
-        """The place of the first soft token, the same in every row."""
-        return self.input_ids[0].tolist().index(CONTROL["<|audio|>"])
 
-    @property
-    def first_answers(self) -> list[int]:
-        """The place at which each row predicts the first token of its answer."""
-        return (self.labels != IGNORED).int().argmax(1).tolist()
+@dataclass
+class SoftBatch(Sequences):
+    """What the decoder is trained on when the tower is finished.
+
+    Attributes
+    ----------
+    soft : Tensor, shape (clips, tokens, width)
+        Soft tokens, padded.
+    mask : Tensor of bool, shape (clips, tokens)
+    input_ids, labels, token_lengths, spans
+        As in `Batch`.
+    paths : list
+        Where each phone is heard, as `best_path` gives it.
+    """
+
+    soft: torch.Tensor
+    mask: torch.Tensor
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    token_lengths: torch.Tensor
+    spans: list[list[tuple[int, int]] | None]
+    paths: list[Heard | None]
 
 
 def _hertz(mels: np.ndarray) -> np.ndarray:
@@ -128,30 +160,22 @@ def heard(clip: Clip, pronunciations: Pronunciations) -> np.ndarray:
     return np.array([pronunciations.number(phones[place]) for place in places])
 
 
-def collate(
-    frames: list[np.ndarray],
-    clips: list[Clip],
+def sequences(
     tokenizer: Tokenizer,
-    pronunciations: Pronunciations,
-    *,
+    texts: Sequence[str],
+    token_lengths: Sequence[int],
     corruption: float = 0.0,
     generator: np.random.Generator | None = None,
-) -> Batch:
-    """Make a batch of features and transcripts.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make `input_ids` and `labels` of transcripts.
 
     `corruption` is the share of transcript tokens replaced in the decoder's input (not in its
     labels), so that it learns to listen rather than to guess from what was said before.
     """
-    longest = max(len(clip) for clip in frames)
-    features = np.zeros((len(frames), longest, MELS), dtype=np.float32)
-    mask = np.zeros((len(frames), longest), dtype=bool)
-    answers = [tokenizer.encode(clip.text, add_special_tokens=False).ids for clip in clips]
-    phones = [pronunciations.numbers(clip) for clip in clips]
     rows, labels = [], []
-    for number, (clip, answer) in enumerate(zip(frames, answers, strict=True)):
-        features[number, : len(clip)] = clip
-        mask[number, : len(clip)] = True
-        prompt = prompt_ids(tokenizer, -(-len(clip) // FRAMES_PER_TOKEN))
+    for text, tokens in zip(texts, token_lengths, strict=True):
+        answer = tokenizer.encode(text, add_special_tokens=False).ids
+        prompt = prompt_ids(tokenizer, tokens)
         read = np.array(answer, dtype=np.int64)
         if generator is not None and len(read):
             wrong = generator.random(len(read)) < corruption
@@ -162,26 +186,49 @@ def collate(
         rows.append([*prompt, *read])
         labels.append([IGNORED] * (len(prompt) - 1) + [*answer, CONTROL["<turn|>"]])
     length = max(map(len, rows))
-    return Batch(
-        torch.from_numpy(features),
-        torch.from_numpy(mask),
+    return (
         torch.tensor([row + [CONTROL["<pad>"]] * (length - len(row)) for row in rows]),
         torch.tensor([row + [IGNORED] * (length - len(row)) for row in labels]),
-        torch.tensor([phone for said in phones for phone in said], dtype=torch.long),
-        torch.tensor([len(said) for said in phones]),
-        torch.tensor([-(-len(clip) // FRAMES_PER_TOKEN) for clip in frames]),
-        torch.from_numpy(np.concatenate([heard(clip, pronunciations) for clip in clips])),
-        [_spans(clip, tokenizer, pronunciations) for clip in clips],
     )
 
 
-def _spans(
-    clip: Clip, tokenizer: Tokenizer, pronunciations: Pronunciations
-) -> list[tuple[int, int]] | None:
-    words = pronunciations.spoken(clip.text).split()
-    if not clip.text or len(words) != len(clip.text.split()):
+def collate(
+    frames: list[np.ndarray],
+    clips: list[Clip],
+    tokenizer: Tokenizer,
+    pronunciations: Pronunciations,
+    *,
+    corruption: float = 0.0,
+    generator: np.random.Generator | None = None,
+) -> Batch:
+    """Make a batch of features and transcripts; `corruption` is that of `sequences`."""
+    longest = max(len(clip) for clip in frames)
+    features = np.zeros((len(frames), longest, MELS), dtype=np.float32)
+    mask = np.zeros((len(frames), longest), dtype=bool)
+    for number, clip in enumerate(frames):
+        features[number, : len(clip)] = clip
+        mask[number, : len(clip)] = True
+    tokens = [-(-len(clip) // FRAMES_PER_TOKEN) for clip in frames]
+    phones = [pronunciations.numbers(clip) for clip in clips]
+    texts = [clip.text for clip in clips]
+    return Batch(
+        torch.from_numpy(features),
+        torch.from_numpy(mask),
+        *sequences(tokenizer, texts, tokens, corruption, generator),
+        torch.tensor([phone for said in phones for phone in said], dtype=torch.long),
+        torch.tensor([len(said) for said in phones]),
+        torch.tensor(tokens),
+        torch.from_numpy(np.concatenate([heard(clip, pronunciations) for clip in clips])),
+        [spans(text, pronunciations.spoken(text), tokenizer) for text in texts],
+    )
+
+
+def spans(text: str, phones: str, tokenizer: Tokenizer) -> list[tuple[int, int]] | None:
+    """Give the phones of every token of a transcript; None where words are not told apart."""
+    words = phones.split()
+    if not text or len(words) != len(text.split()):
         return None
-    return phone_ranges(tokenizer.encode(clip.text, add_special_tokens=False).tokens, words)
+    return phone_ranges(tokenizer.encode(text, add_special_tokens=False).tokens, words)
 
 
 def _kind(shard: str, clip: Clip) -> str:
@@ -254,6 +301,26 @@ class TrainingClips:
             corruption=CORRUPTION,
             generator=generator,
         )
+
+    def once(
+        self, counts: Mapping[str, int], rank: int, processes: int
+    ) -> Iterator[tuple[Batch, list[tuple[str, Clip]]]]:
+        """Yield some clips of each kind once, in batches, with the kinds and the clips.
+
+        They are changed as in training; each process has a share of them.
+        """
+        generator = np.random.default_rng([self._settings.seed, rank])
+        drawn: list[tuple[str, Shard, Clip]] = []
+        for kind, most in counts.items():
+            order = np.random.default_rng(self._settings.seed).permutation(len(self._clips[kind]))
+            drawn += [(kind, *self._clips[kind][n]) for n in order[:most][rank::processes]]
+        short = [each for each in drawn if each[2].frames <= self._settings.longest]
+        short.sort(key=lambda each: each[2].frames)
+        size = max(1, self._settings.batch_frames // self._settings.longest * 4)
+        for start in range(0, len(short), size):
+            part = short[start : start + size]
+            batch = self._batch([(shard, clip) for _, shard, clip in part], generator)
+            yield batch, [(kind, clip) for kind, _, clip in part]
 
     def stream(
         self, rank: int, step: int, kinds: Callable[[int], dict[str, float]]

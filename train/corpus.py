@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from train import augment
 from train.features import write_shard
 from train.recordings import RECORDED, Recording, divided, fetch, guard, librivox, prompts
 from train.sources import may_train
-from train.texts import Sentences, transcript
+from train.texts import SPOKEN, Sentences, transcript
 from train.voices import SAMPLE_RATE, SHARES, UNSEEN_VOICE, VOICES, Samples
 
 TRAINING = ("real", "joined", "voices-*", "silence", "aligned-*")
@@ -87,18 +87,23 @@ def joined(work: Path) -> Spoken:
         )
 
 
-def sentences(work: Path, seed: int) -> Sentences:
-    """Make the source of synthetic texts: without the words of held-out prompts."""
+def sentences(
+    work: Path, seed: int, words: int = 3_000, kinds: Mapping[str, int] = SPOKEN
+) -> Sentences:
+    """Make the source of synthetic texts: without the words of held-out prompts.
+
+    `words` is how many of the commonest English words may occur where there is no grammar.
+    """
     from wordfreq import top_n_list
 
     training, testing = divided(prompts(work))
     banned = {r.transcript for r in testing if len(r.transcript.split()) > 2}
-    words = [
+    common = [
         word
-        for word in top_n_list("en", 3_000)
+        for word in top_n_list("en", words)
         if word.isalpha() and word.isascii() and len(word) > 1
     ]
-    return Sentences([recording.text for recording in training], banned, words, seed)
+    return Sentences([recording.text for recording in training], banned, common, seed, kinds)
 
 
 def voices(work: Path, shard: int) -> Spoken:

@@ -22,10 +22,13 @@ GUIDED = {1: {0: HERE}, 3: {0: NEXT, 1: NEXT}, 5: {0: NEXT, 1: NEXT}}
 """Layer, head and what it looks at: the sound of the token just written, or of the next one."""
 UNKNOWN = -1
 
+Path = tuple[np.ndarray, np.ndarray]
+"""The first and the last soft token in which each phone is heard."""
+
 
 def best_path(
     scores: np.ndarray, targets: list[list[int]], lengths: list[int]
-) -> list[tuple[np.ndarray, np.ndarray] | None]:
+) -> list[Path | None]:
     """Find where CTC's most probable path emits each phone.
 
     Parameters
@@ -69,7 +72,7 @@ def best_path(
     for step in range(steps - 1, -1, -1):
         path[step] = state
         state = np.maximum(state - came[step, rows, state], 0)
-    found: list[tuple[np.ndarray, np.ndarray] | None] = []
+    found: list[Path | None] = []
     for clip, said in enumerate(targets):
         if not possible[clip] or not said:
             found.append(None)
@@ -157,9 +160,8 @@ class Guide:
 
 
 def windows(
-    scores: torch.Tensor,
+    paths: list[Path | None],
     spans: list[list[tuple[int, int]] | None],
-    targets: list[list[int]],
     lengths: list[int],
     starts: list[int],
     answers: int,
@@ -168,12 +170,12 @@ def windows(
 
     Parameters
     ----------
-    scores : Tensor, shape (tokens, clips, phones)
-        Logarithms of the CTC head's probabilities.
+    paths : list
+        Where each phone of each clip is heard, or None.
     spans : list
         The phones of every token of each transcript, or None.
-    targets, lengths : list
-        Phones and number of soft tokens of each clip.
+    lengths : list
+        Number of soft tokens of each clip.
     starts : list of int
         The place among `answers` at which the first token of each transcript is predicted.
     answers : int
@@ -184,8 +186,7 @@ def windows(
     Tensor of int, shape (2, clips, answers, 2)
         As `Guide.loss` takes them.
     """
-    made = np.full((2, len(targets), answers, 2), UNKNOWN)
-    paths = best_path(scores.detach().numpy(), targets, lengths)
+    made = np.full((2, len(paths), answers, 2), UNKNOWN)
     for clip, (span, path, length, start) in enumerate(
         zip(spans, paths, lengths, starts, strict=True)
     ):

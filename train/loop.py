@@ -24,16 +24,25 @@ from quant.qat.activations import CACHES, round_activations, rounds_activations
 from quant.qat.weights import is_quantized, quantize
 from train import calibrate
 from train.architecture import TEXT, new_model
-from train.batches import Batch, TrainingClips
+from train.bank import Bank, fill
+from train.batches import Batch, SoftBatch, TrainingClips
 from train.bits import PLAN
 from train.evaluate import error_rate, transcribe
 from train.features import Shard
 from train.guidance import Guide
 from train.lean import speed_up
-from train.losses import losses, tower_losses
+from train.listening import Listening
+from train.losses import listening_losses, losses, tower_losses
 from train.schedule import Settings
 
 LOG_STEPS = 25
+TOWER, DECODER = "audio_tower", "language_model"
+
+
+def quantized_parts(model: Any) -> list[str]:
+    """List the parts of a model that are quantized."""
+    parts = {TOWER: model.model.audio_tower, DECODER: model.model.language_model}
+    return [name for name, part in parts.items() if is_quantized(part)]
 
 
 def averaged(parameters: Sequence[nn.Parameter], values: list[float]) -> list[float]:
@@ -88,9 +97,9 @@ class Run:
         ]
         return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
 
-    def _quantize(self) -> None:
+    def _quantize(self, part: str) -> None:
         with self._new_parameters():
-            quantize(self.model, PLAN)
+            quantize(self.model, PLAN, part)
 
     def _round_activations(self, scales: dict[tuple[str, str], torch.Tensor] | None) -> None:
         with self._new_parameters():
@@ -105,10 +114,17 @@ class Run:
         self.optimiser.add_param_group({"params": scales, "weight_decay": 0.0})
 
     def _choose_precision(self) -> None:
-        """Quantize weights, then activations, when it is time."""
-        if self._reached(self.settings.quantised_from) and not is_quantized(self.model):
-            self.save("float.pt")  # a longer run can go on from here
-            self._quantize()
+        """Quantize the tower, the decoder, and activations, when it is time."""
+        for part, share, name in (
+            (TOWER, self.settings.tower_from, "float.pt"),  # a longer run can go on from here
+            (DECODER, self.settings.quantised_from, "listening.pt"),
+        ):
+            if self._reached(share) and part not in quantized_parts(self.model):
+                self.save(name)
+                self._quantize(part)
+                if part == TOWER and self.rank == 0:
+                    for old in self.folder.glob("bank-*"):
+                        old.unlink()  # of another tower
         if self._reached(self.settings.static_from) and not rounds_activations(self.model):
             scales = calibrate.seen(self.model, self.clips)
             shared = [scales if self.rank == 0 else None]
@@ -129,7 +145,7 @@ class Run:
             "model": self.model.model.state_dict(),
             "ctc_head": self.ctc_head.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "quantised": is_quantized(self.model),
+            "quantised": quantized_parts(self.model),
             "static": rounds_activations(self.model),
             "seconds": self.seconds,
             "step": self.step,
@@ -139,8 +155,8 @@ class Run:
 
     def _load(self) -> None:
         state = torch.load(self.folder / "state.pt", weights_only=True)
-        if state["quantised"]:
-            self._quantize()
+        for part in state["quantised"] or ():
+            self._quantize(part)
         if state["static"]:
             self._round_activations(None)
         self.model.model.load_state_dict(state["model"])
@@ -156,11 +172,27 @@ class Run:
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch | SoftBatch]:
         """Give the batches from the present step on, those a run in one piece would see."""
-        return self.clips.stream(self.rank, self.step, self.settings.kinds)
+        clips = self.clips.stream(self.rank, self.step, self.settings.kinds)
+        while self.settings.stage(self.step) != "decoder":
+            yield next(clips)
+        yield from self._listening().stream(self.rank, self.step)
 
-    def update(self, batch: Batch) -> list[float]:
+    def _listening(self) -> Listening:
+        """Read the bank of soft tokens; if there is none for this tower, fill it first."""
+        processes = distributed.get_world_size() if distributed.is_initialized() else 1
+        shares = [self.folder / f"bank-{rank}" for rank in range(processes)]
+        own = shares[self.rank]
+        if not own.with_suffix(".npy").exists():
+            fill(self.model, self.ctc_head, self.clips, own, self.rank, processes)
+        if distributed.is_initialized():
+            distributed.barrier()
+        self._started = time.monotonic()
+        settings, pronunciations = self.settings, self.clips.pronunciations
+        return Listening(self.work, Bank(shares), self.tokenizer, pronunciations, settings.seed)
+
+    def update(self, batch: Any) -> list[float]:
         """Take one step; return the three losses and the seconds, means over the processes.
 
         The seconds are those since the end of the step before, evaluations left out.
@@ -170,16 +202,9 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.rate(self.step)
         self._freeze_stem(self._reached(self.settings.stem_until))
-        ctc_weight = self.settings.ctc_weight
-        if not self._reached(self.settings.decoder_from):
-            entropy, ctc = tower_losses(self.model, self.ctc_head, batch)
-            guidance = torch.zeros(())
-            if not self._reached(self.settings.timed_until):
-                ctc_weight = 0.0
-        else:
-            entropy, ctc, guidance = losses(self.model, self.ctc_head, self.guide, batch)
+        entropy, ctc, guidance = self._losses(batch)
         self.optimiser.zero_grad(set_to_none=True)
-        (entropy + ctc_weight * ctc + self.settings.guide_weight * guidance).backward()
+        (entropy + ctc + self.settings.guide_weight * guidance).backward()
         parameters = [*self.model.model.parameters(), *self.ctc_head.parameters()]
         measured = averaged(
             parameters,
@@ -192,6 +217,19 @@ class Run:
         self.seconds += measured[3]
         return measured
 
+    def _losses(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return cross entropy, CTC's and the guide's loss, each where it is part of the stage."""
+        stage, none = self.settings.stage(self.step), torch.zeros(())
+        if stage == "together":
+            return losses(self.model, self.ctc_head, self.guide, batch)
+        if stage == "decoder":
+            entropy, guidance = listening_losses(self.model, self.guide, batch)
+            return entropy, none, guidance
+        timed, ctc = tower_losses(self.model, self.ctc_head, batch)
+        if not self._reached(self.settings.timed_until):
+            return timed, none, none
+        return timed, ctc, none
+
     def evaluate(self) -> None:
         """Log the word error rate on every second held-out prompt."""
         if self.rank or not self._reached(self.settings.decoder_from):
@@ -201,7 +239,8 @@ class Run:
         said = [transcribe(self.model, self.tokenizer, shard.frames(clip)) for clip in clips]
         rate = error_rate([clip.text for clip in clips], said)
         examples = [f"{clip.text} | {text}" for clip, text in zip(clips[:8], said, strict=False)]
-        self.log(held_out_wer=round(rate, 4), quantised=is_quantized(self.model), examples=examples)
+        quantised = quantized_parts(self.model)
+        self.log(held_out_wer=round(rate, 4), quantised=quantised, examples=examples)
 
     def train(self) -> None:
         """Train until the steps are done."""
@@ -237,7 +276,7 @@ def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
-        init_method="tcp://127.0.0.1:29501",
+        init_method=(work / "run" / "meeting").absolute().as_uri(),
         rank=rank,
         world_size=settings.processes,
         timeout=timedelta(hours=1),
@@ -248,6 +287,8 @@ def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
 
 def fit(work: Path, tokenizer: Tokenizer, settings: Settings) -> None:
     """Train in several processes until the steps are done."""
+    (work / "run").mkdir(parents=True, exist_ok=True)
+    (work / "run" / "meeting").unlink(missing_ok=True)  # where the processes find each other
     arguments = (work, tokenizer.to_str(), settings)
     multiprocessing.spawn(_worker, arguments, nprocs=settings.processes)
 
@@ -256,8 +297,8 @@ def saved_model(work: Path, name: str = "state.pt") -> Any:
     """Load the model of a saved state."""
     state = torch.load(work / "run" / name, weights_only=True)
     model = new_model(0)
-    if state["quantised"]:
-        quantize(model, PLAN)
+    for part in state["quantised"] or ():
+        quantize(model, PLAN, part)
     if state["static"]:
         round_activations(model, PLAN)
     model.model.load_state_dict(state["model"])

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.models.gemma4.modeling_gemma4 import Gemma4AudioModelOutput
 
 from train.architecture import TEXT
-from train.batches import IGNORED, Batch
-from train.guidance import Guide, windows
+from train.batches import IGNORED, Batch, SoftBatch
+from train.guidance import Guide, Path, best_path, windows
 from train.phones import BLANK
 
 
@@ -51,12 +52,38 @@ def losses(
     model: Any, ctc_head: nn.Linear, guide: Guide, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the cross entropy of the answers per token, CTC's per phone, and the guide's loss."""
-    starts = batch.first_answers
-    kept = batch.labels.shape[1] - min(starts)
+    entropy, soft_tokens = answer_loss(model, batch, batch.features, batch.mask)
+    scores = phone_scores(ctc_head, soft_tokens, batch)
+    paths = best_path(
+        scores.detach().numpy(),
+        [part.tolist() for part in batch.targets.split(batch.target_lengths.tolist())],
+        batch.token_lengths.tolist(),
+    )
+    return entropy, ctc_loss(scores, batch), guide_loss(guide, batch, paths)
+
+
+def listening_losses(
+    model: Any, guide: Guide, batch: SoftBatch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cross entropy of the answers and the guide's loss, soft tokens being given."""
+    given = Gemma4AudioModelOutput(pooler_output=batch.soft, attention_mask=batch.mask)
+    model.model.get_audio_features = lambda *_, **__: given
+    try:
+        entropy, _ = answer_loss(model, batch, batch.soft, batch.mask)
+    finally:
+        del model.model.get_audio_features
+    return entropy, guide_loss(guide, batch, batch.paths)
+
+
+def answer_loss(
+    model: Any, batch: Batch | SoftBatch, features: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cross entropy of the answers per token, and the soft tokens."""
+    kept = batch.labels.shape[1] - min(batch.first_answers)
     out = model.model(
         input_ids=batch.input_ids,
-        input_features=batch.features,
-        input_features_mask=batch.mask,
+        input_features=features,
+        input_features_mask=mask,
         use_cache=False,
         logits_to_keep=kept,  # layers that share keys and values see the answers only
     )
@@ -66,13 +93,13 @@ def losses(
     cap = TEXT["final_logit_softcapping"]
     logits = torch.tanh(functional.linear(out.last_hidden_state[answered], table) / cap) * cap
     entropy = functional.cross_entropy(logits, labels[answered], label_smoothing=0.05)
-    scores = phone_scores(ctc_head, out.audio_hidden_states, batch)
-    places = windows(
-        scores,
-        batch.spans,
-        [part.tolist() for part in batch.targets.split(batch.target_lengths.tolist())],
-        batch.token_lengths.tolist(),
-        [start - min(starts) for start in starts],
-        kept,
-    )
-    return entropy, ctc_loss(scores, batch), guide.loss(places, batch.first_audio)
+    return entropy, out.audio_hidden_states
+
+
+def guide_loss(guide: Guide, batch: Batch | SoftBatch, paths: list[Path | None]) -> torch.Tensor:
+    """Return the loss of attention beside the words."""
+    starts = batch.first_answers
+    kept = batch.labels.shape[1] - min(starts)
+    first = [start - min(starts) for start in starts]
+    places = windows(paths, batch.spans, batch.token_lengths.tolist(), first, kept)
+    return guide.loss(places, batch.first_audio)

@@ -50,6 +50,13 @@ class Pronunciations:
             return [self.number(phone) for phone, _ in clip.timed if phone]
         return [self._numbers[phone] for phone in self.spoken(clip.text) if phone != " "]
 
+    def of(self, phones: str) -> list[int] | None:
+        """Give the numbers of phones as `pronounced` writes them; None if one is not in the corpus."""
+        said = phones.replace(" ", "")
+        return (
+            [self._numbers[phone] for phone in said] if self._numbers.keys() >= set(said) else None
+        )
+
     def spoken(self, text: str) -> str:
         """Give the phones of a transcript of the corpus, word by word."""
         return self._phones[text]

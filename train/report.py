@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import soundfile
 from tokenizers import Tokenizer
+from torch.nn.utils import parametrize
 
 from quant.qat.weights import quantize
 from train.bits import PLAN
@@ -17,6 +18,7 @@ from train.checkpoint import load
 from train.corpus import TESTS
 from train.evaluate import errors_and_words, transcribe
 from train.features import Shard
+from train.lean import speed_up
 from train.loop import saved_model
 from train.recordings import divided, prompts
 from train.voices import SAMPLE_RATE
@@ -74,15 +76,28 @@ def transcribed(model: Any, tokenizer: Tokenizer, shard: Shard) -> list[dict[str
 
 
 def by_precision(work: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Measure the model before it was quantised in training: in floats, and rounded to the same bits.
+    """Measure what the quantised model was made from, in floats and merely rounded to the same bits.
 
-    The float model is the one quantisation started from; the quantised one was trained longer.
+    `float` is the model before anything was quantised, `listening` the one with a quantised tower before
+    its decoder was; what follows trained it longer, so the differences are not those of the rounding alone.
     """
     shard = Shard(work / "shards" / "held-out")
-    model = saved_model(work, "float.pt")
-    in_floats = measured(transcribed(model, tokenizer, shard))
-    quantize(model, PLAN)
-    return {"float": in_floats, "ptq": measured(transcribed(model, tokenizer, shard))}
+    found = {}
+    for name in ("float", "listening"):
+        model = saved_model(work, f"{name}.pt")
+        speed_up(model)
+        found[name] = measured(transcribed(model, tokenizer, shard))
+        quantize(model, PLAN)
+        found[f"{name}, rounded"] = measured(transcribed(settled(model), tokenizer, shard))
+    return found
+
+
+def settled(model: Any) -> Any:
+    """Put the rounded weights in the place of those they are computed from."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return model
 
 
 def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
@@ -147,21 +162,21 @@ def draw_losses(work: Path, picture: Path) -> None:
     log = (work / "run" / "log.jsonl").read_text().splitlines()
     lines = sorted(map(json.loads, log), key=lambda line: line.get("minutes", 0))
     steps = [line for line in lines if "ctc" in line]
+    alone = [line for line in steps if line["ctc"] > 0]
     tests = [line for line in lines if "held_out_wer" in line]
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
     axes.plot(
-        [line["minutes"] for line in steps], [line["ctc"] for line in steps], label="CTC, per phone"
+        [line["minutes"] for line in alone], [line["ctc"] for line in alone], label="CTC, per phone"
     )
-    decoding = [line for line in steps if line["entropy"] > 0]
+    decoding = [line for line in steps if line.get("guidance", 0) > 0]
     axes.plot(
         [line["minutes"] for line in decoding],
         [line["entropy"] for line in decoding],
         label="cross entropy, per token",
     )
-    guided = [line for line in decoding if "guidance" in line]
     axes.plot(
-        [line["minutes"] for line in guided],
-        [line["guidance"] for line in guided],
+        [line["minutes"] for line in decoding],
+        [line["guidance"] for line in decoding],
         label="attention beside the word",
     )
     axes.plot(

@@ -1,7 +1,8 @@
 """The schedule: what is trained when, counted in steps so that a run can be repeated.
 
-The tower learns phones alone, then by CTC; the decoder joins; at the end weights are quantised, then
-activations, while the rate falls. Until then the rate is the same all along, and the run can be made longer.
+The tower learns phones alone, then by CTC; the decoder joins; then the tower is quantised and finished
+alone, while the rate falls; the decoder learns from its soft tokens; at the end the decoder is quantised, while
+the rate falls again. Before `tower_from` the rate is the same all along, and the run can be made longer.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ class Settings:
     timed_until: float = 0.1  # until when only phones of known time are learnt
     stem_until: float = 0.3  # until when the convolutions are trained, the slowest part
     decoder_from: float = 0.15  # when the decoder joins the tower
-    quantised_from: float = 0.82  # when weights are quantised and the rate falls
+    tower_from: float = 0.5  # when the tower is quantised, and trained alone while the rate falls
+    listen_from: float = 0.56  # when the tower stays as it is, and the decoder learns from it
+    quantised_from: float = 0.85  # when the decoder is quantised, and the rate falls
     static_from: float = (
         1.0  # when activations are rounded to static scales: not at all, see README
     )
     peak_rate: float = 6e-4
     warm_up: float = 0.01
     weight_decay: float = 0.01
-    ctc_weight: float = 1.0
     guide_weight: float = 0.5
     batch_frames: int = 2_600  # of each process
     longest: int = 1_000  # frames in a clip
@@ -45,9 +47,21 @@ class Settings:
         """Say how often a clip of each kind is drawn."""
         return WEIGHTS if self.reached(self.timed_until, step) else ALIGNED
 
+    def stage(self, step: int) -> str:
+        """Name what is trained: the "tower", both "together", the tower's "end", the "decoder"."""
+        named = {
+            "decoder": self.listen_from,
+            "end": self.tower_from,
+            "together": self.decoder_from,
+        }
+        return next((name for name, share in named.items() if self.reached(share, step)), "tower")
+
     def rate(self, step: int) -> float:
-        """Give the learning rate: warm-up, the peak, and a cosine to nothing."""
+        """Give the learning rate: warm-up, the peak, and a cosine to nothing for each part."""
         if not self.reached(self.warm_up, step):
             return self.peak_rate * step / (self.warm_up * self.steps)
-        falling = max(0.0, step / self.steps - self.quantised_from) / (1 - self.quantised_from)
+        start, end = self.quantised_from, 1.0
+        if not self.reached(self.listen_from, step):
+            start, end = self.tower_from, self.listen_from
+        falling = max(0.0, step / self.steps - start) / max(end - start, 1e-9)
         return self.peak_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, falling)))

@@ -12,7 +12,7 @@ import random
 import re
 import tomllib
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 _PHRASES = tomllib.loads(Path(__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
@@ -98,6 +98,35 @@ def clauses(text: str) -> list[str]:
     return [part.strip(" .,;:!?") for part in parts if len(part.split()) > 1]
 
 
+SPOKEN = {
+    "prompt": 12,
+    "joined_clauses": 12,
+    "spans": 12,
+    "grammar": 26,
+    "digits": 10,
+    "number": 7,
+    "time": 5,
+    "date": 5,
+    "spelled": 4,
+    "common_words": 9,
+}
+"""The sentences for the synthetic voices."""
+PUT_TOGETHER = {
+    "joined_clauses": 6,
+    "altered": 18,
+    "spans": 14,
+    "grammar": 16,
+    "everyday": 20,
+    "digits": 6,
+    "number": 5,
+    "time": 4,
+    "date": 4,
+    "spelled": 4,
+    "common_words": 12,
+}
+"""Those put together from the bank of soft tokens: more words, in orders that cannot be guessed."""
+
+
 class Sentences:
     """Made-up sentences for the synthetic voices.
 
@@ -111,28 +140,24 @@ class Sentences:
         Common English words, for sequences without a grammar.
     seed : int
         Fixes every choice.
+    kinds : dict
+        How often each kind of sentence is made, by the name of its method.
     """
 
     def __init__(
-        self, prompts: Sequence[str], banned: Collection[str], words: Sequence[str], seed: int
+        self,
+        prompts: Sequence[str],
+        banned: Collection[str],
+        words: Sequence[str],
+        seed: int,
+        kinds: Mapping[str, int] = SPOKEN,
     ) -> None:
         self._random = random.Random(seed)
         self._prompts = [text for text in prompts if len(text.split()) <= 22]
         self._clauses = [clause for text in prompts for clause in clauses(text)]
         self._banned = [f" {text} " for text in banned]
         self._words = words
-        self._kinds = {
-            self.prompt: 12,
-            self.joined_clauses: 12,
-            self.spans: 12,
-            self.grammar: 26,
-            self.digits: 10,
-            self.number: 7,
-            self.time: 5,
-            self.date: 5,
-            self.spelled: 4,
-            self.common_words: 9,
-        }
+        self._kinds = {getattr(self, name): weight for name, weight in kinds.items()}
 
     def draw(self) -> str:
         """Make up one text that contains no banned transcript."""
@@ -162,6 +187,21 @@ class Sentences:
             cuts.append(" ".join(words[start : start + length]).strip(".,:;"))
         return " ".join(cuts)
 
+    def altered(self) -> str:
+        """Put other words into a run of a training prompt."""
+        words = self._random.choice(self._prompts).split()
+        length = min(len(words), self._random.randint(2, 10))
+        start = self._random.randint(0, len(words) - length)
+        words = [word.strip(".,:;") for word in words[start : start + length]]
+        for place in range(len(words)):
+            if self._random.random() < 0.25:
+                words[place] = self._random.choice(self._words)
+        return " ".join(words)
+
+    def everyday(self) -> str:
+        """Expand the symbol `everyday` of `GRAMMAR`."""
+        return self.grammar("everyday")
+
     def grammar(self, symbol: str = "prompt") -> str:
         """Expand a symbol of `GRAMMAR`."""
         return re.sub(
@@ -178,6 +218,7 @@ class Sentences:
             "time": self.time,
             "date": self.date,
             "day": lambda: self._random.choice(WORDS["days"]),
+            "word": lambda: self._random.choice(self._words),
         }
         return made[name]()
 

@@ -111,13 +111,13 @@ class FakeQuantized(nn.Module):
         return (codes * scale).reshape(weight.shape)
 
 
-def quantize(model: nn.Module, plan: Plan) -> None:
-    """Make every weight of the plan a `FakeQuantized` one.
+def quantize(model: nn.Module, plan: Plan, part: str = "") -> None:
+    """Make every weight of the plan whose name has `part` in it a `FakeQuantized` one.
 
-    The head is left alone: it is tied to the token table and computed from it.
+    The head is left alone: it is tied to the token table and computed from it. So is what is quantized.
     """
     for name, module in list(plan.modules(model)):
-        if name != "lm_head":
+        if name != "lm_head" and part in name and not is_quantized(module):
             fake = FakeQuantized(module.weight, plan.bits_of(name), plan.groups_of(name))
             parametrize.register_parametrization(module, "weight", fake)
 

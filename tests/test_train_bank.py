@@ -1,0 +1,91 @@
+"""The bank of soft tokens: what is put together says the text, and where."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("hibari")
+
+from train import bank
+from train.bank import RECORDED, Bank
+from train.schedule import Settings
+from train.texts import PUT_TOGETHER, Sentences, transcript
+
+PHONES = 6
+
+
+def clip(said: list[int], speaker: str, kind: str) -> tuple[np.ndarray, dict[str, object]]:
+    """Two soft tokens of silence, two for each phone, which tell it, and two of silence."""
+    heard = [0, 0, *(phone for phone in said for _ in range(2)), 0, 0]
+    first = [2 + 2 * place for place in range(len(said))]
+    path = [first, [at + 1 for at in first]]
+    line = {"kind": kind, "speaker": speaker, "text": "x", "tokens": len(heard), "phones": said}
+    return np.eye(PHONES)[heard], line | {"path": path}
+
+
+@pytest.fixture
+def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bank:
+    """A bank of two speakers whose soft tokens are one-hot, and which hears without an error."""
+    for name in ("MISHEARD", "BLENDED", "STRETCHED"):
+        monkeypatch.setattr(bank, name, 0.0)
+    made = [
+        clip([1, 2, 3, 1, 4], RECORDED, "real"),
+        clip([3, 2, 1], RECORDED, "real"),
+        clip([1, 2, 3, 4, 5], "hibari", "hibari"),
+    ]
+    np.save(tmp_path / "bank-0.npy", np.concatenate([soft for soft, _ in made]).astype(np.float16))
+    told = {"clips": [line for _, line in made], "confused": np.ones((PHONES, PHONES)).tolist()}
+    (tmp_path / "bank-0.json").write_text(json.dumps(told))
+    return Bank([tmp_path / "bank-0"])
+
+
+@pytest.mark.parametrize("said", [[1], [2, 3, 1, 4], [4, 4, 1, 3], [1, 2, 3, 4, 5], [5, 5]])
+def test_each_phone_is_heard_where_the_path_says(filled: Bank, said: list[int]) -> None:
+    for seed in range(20):
+        made = filled.spoken("x", said, np.random.default_rng(seed))
+        assert made is not None
+        assert made.path is not None
+        first, last = made.path
+        assert made.soft[first].argmax(1).tolist() == said
+        assert made.soft[last].argmax(1).tolist() == said
+
+
+def test_nothing_but_the_phones_and_silence_is_heard(filled: Bank) -> None:
+    made = filled.spoken("x", [3, 1, 4], np.random.default_rng(2))
+    assert made is not None
+    heard = [0, *made.soft.argmax(1).tolist()]
+    changes = [phone for before, phone in pairwise(heard) if phone and phone != before]
+    assert changes == [3, 1, 4]
+
+
+def test_a_text_with_a_phone_that_nobody_says_is_not_put_together(filled: Bank) -> None:
+    assert filled.spoken("x", [1, 7], np.random.default_rng(0)) is None
+
+
+def test_a_sentence_depends_on_its_seed_alone(filled: Bank) -> None:
+    one, two = (filled.spoken("x", [1, 2, 4], np.random.default_rng(5)) for _ in range(2))
+    assert one is not None
+    assert two is not None
+    assert np.array_equal(one.soft, two.soft)
+
+
+def test_no_text_that_is_put_together_contains_a_banned_transcript() -> None:
+    prompts = ["please hold the line", "hold the line please", "goodbye now, press one"]
+    words = ["hold", "the", "line"]
+    source = Sentences(prompts, {"hold the line"}, words, 3, PUT_TOGETHER)
+    said = [transcript(source.draw()) for _ in range(500)]
+    assert not [text for text in said if "hold the line" in text]
+
+
+def test_the_rate_falls_to_nothing_for_the_tower_and_again_for_the_decoder() -> None:
+    settings = Settings(steps=1_000)
+    tower, decoder = round(settings.listen_from * 1_000), 1_000
+    assert settings.rate(tower - 1) < 0.01 * settings.peak_rate
+    assert settings.rate(tower) == settings.peak_rate
+    assert settings.rate(decoder - 1) < 0.01 * settings.peak_rate
