@@ -108,6 +108,16 @@ def test_stored_codes_times_scales_are_the_trained_weights(little: Little) -> No
     assert np.allclose(codes * stored["wide.weight_scale"].numpy(), trained.numpy())
 
 
+def test_what_was_quantized_first_keeps_its_scales_when_the_rest_is_stored(little: Little) -> None:
+    quantize(little, PLAN, "wide")
+    with torch.no_grad():
+        little.wide.parametrizations.weight[0].log_scale += 0.3
+    scale = little.wide.parametrizations.weight[0].scale.detach().clone()
+    stored = tensors(little, PLAN)
+    assert torch.equal(stored["wide.weight_scale"], scale)
+    assert stored["narrow.weight"].dtype == torch.uint8
+
+
 def test_the_head_is_a_copy_of_the_token_table(little: Little) -> None:
     stored = tensors(little, PLAN)
     assert torch.equal(stored["lm_head.weight"], stored["embed_tokens.embedding_quantized"])

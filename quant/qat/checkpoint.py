@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from quant.qat.activations import CACHES, WAYS, static_scale
-from quant.qat.weights import Plan, code_range, is_quantized, quantize
+from quant.qat.weights import Plan, code_range, quantize
 
 
 def packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -58,15 +58,14 @@ def tensors(
 ) -> dict[str, torch.Tensor]:
     """Give the tensors of the file, by their official names.
 
-    A model that is not quantized yet is quantized in place, with the scales of least squared error.
+    What is not quantized yet is quantized in place, with the scales of least squared error.
 
     Parameters
     ----------
     cache_scales : dict or None
         Scales of keys and values by attention module and `CACHES`.
     """
-    if not is_quantized(model):
-        quantize(model, plan)
+    quantize(model, plan)
     stored: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for name, module in plan.modules(model):
