@@ -109,3 +109,17 @@ for name, kernel in late.KERNELS.items():
 def test_another_process_finds_the_kernels_that_are_compiled_late() -> None:
     first, second = (subprocess.check_output([sys.executable, "-c", KEYS]) for _ in range(2))
     assert first == second != b""
+
+
+NORM = """
+import sys
+import numpy as np
+from edgegemma.kernels import norms
+rows = norms.rms_norm(np.full((2, 8), 3, np.float32), np.ones(8, np.float32), 1e-6)
+print(rows.shape[0], "numba.np.arraymath" in sys.modules)
+"""
+
+
+def test_a_kept_kernel_is_loaded_without_the_compiler() -> None:
+    _, kept = (subprocess.check_output([sys.executable, "-c", NORM], text=True) for _ in range(2))
+    assert kept.split() == ["2", "False"]
