@@ -82,11 +82,14 @@ def child(package: str, engine: str, threads: int | None, began: float) -> dict[
     marks = [began, time.monotonic()]
     import numpy as np
 
+    from edgegemma.engine import ahead
     from edgegemma.engine.memory import peak_bytes
     from edgegemma.engine.model import open_model
 
     marks.append(time.monotonic())
     model = open_model(package, executor=engine, threads=threads)
+    if engine == "edgegemma" and ahead.needed(model.package, "float32"):
+        ahead.compile_apart(model.package.path, "float32", lambda _: None)
     marks.append(time.monotonic())
     cache = model.new_cache(8)
     model.forward(*model.embed(np.array([2, 7], np.int64)), cache)

@@ -57,10 +57,14 @@ def test_a_large_package_is_compiled_apart_once(
     assert ahead.needed(package, "float32")
 
 
-def test_compiling_runs_all_uses_and_is_remembered(package: Package) -> None:
+def test_compiling_runs_all_uses(package: Package) -> None:
     model = open_model(package.path, kv="int8")
-    ahead.compile_here(model, "int8", lambda _: None)
+    ahead.compile_here(model, ahead.USES, lambda _: None)
     assert set(model.counters.calls) == {"embed", "prefill", "logits", "audio"}
+
+
+def test_what_was_compiled_apart_is_remembered(package: Package) -> None:
+    ahead.compile_apart(package.path, "int8", lambda _: None)
     assert ahead.known(package).compiled == ("int8",)
 
 

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import synth
+from bench.memory import resident_of
 from bench.shapes import published
 from edgegemma.cli import app
 from edgegemma.engine import budget
@@ -16,6 +17,7 @@ from edgegemma.engine.cache import KVCache, Layout
 from edgegemma.engine.graphs import load
 from edgegemma.engine.model import open_model
 from edgegemma.errors import BudgetError, UnsupportedError
+from edgegemma.models import DATA
 from edgegemma.package import Package
 from export.configuration import parse
 from tests import packages
@@ -92,6 +94,24 @@ def test_sound_counts_until_it_is_released(folder: Path) -> None:
     assert np.array_equal(soft, again)
 
 
+def test_sound_passes_through_where_its_weights_have_no_room(tmp_path: Path) -> None:
+    folder = packages.small(tmp_path / "float", "float")  # few weights of it are inline
+    free = open_model(folder)
+    free.new_audio_state()
+    whole = free.plan(1).total
+    features, mask = np.ones((16, 128), np.float32), np.ones(16, np.float32)
+    want = free.encode_audio(features, mask, free.new_audio_state())
+    held = open_model(folder, memory_limit=whole - 1)
+    text = held.new_cache(1)
+    soft = held.encode_audio(features, mask, held.new_audio_state())
+    assert np.array_equal(soft, want)
+    assert held.plan(0).total < whole - 1
+    free.release_audio()
+    smaps = Path("/proc/self/smaps").read_text()
+    assert resident_of(held.package.file("audio_encoder.bin"), smaps) == 0
+    del text
+
+
 def test_sound_beyond_the_limit_is_refused(folder: Path) -> None:
     limit = open_model(folder).plan(1).total
     model = open_model(folder, memory_limit=limit)
@@ -121,3 +141,26 @@ def test_a_command_says_in_a_line_what_cannot_hold(
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert want in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["transcribe", "-m", "PACKAGE", "SOUND"],
+        ["translate", "-m", "PACKAGE", "--to", "es", "SOUND"],
+        ["listen", "-m", "PACKAGE", "--file", "SOUND"],
+        ["warmup", "PACKAGE"],
+        ["bench", "decode", "PACKAGE"],
+        ["bench", "first-token", "PACKAGE"],
+        ["bench", "audio", "PACKAGE"],
+    ],
+)
+def test_every_command_that_opens_a_package_refuses_a_limit_that_cannot_hold(
+    folder: Path, command: list[str]
+) -> None:
+    sound = DATA / "samples" / "conf-muted.flac"
+    words = [{"PACKAGE": str(folder), "SOUND": str(sound)}.get(word, word) for word in command]
+    result = CliRunner().invoke(app.app, [*words, "--memory-limit", "200M"])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "memory limit: got" in line

@@ -9,6 +9,7 @@ import typer
 from bench.commands.options import (
     EngineOption,
     JsonOption,
+    MemoryOption,
     PackageArgument,
     ThreadsOption,
     about,
@@ -28,6 +29,7 @@ def audio(
     seconds: Annotated[float, typer.Option(min=1, help="Sound for each size.")] = 8.0,
     engine: EngineOption = "edgegemma",
     threads: ThreadsOption = None,
+    memory_limit: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the streaming audio encoder by size of block: real-time factor and delay.
@@ -42,7 +44,7 @@ def audio(
     from bench.report import spread
     from edgegemma.models import find
 
-    model = opened(find(package), engine, threads)
+    model = opened(find(package), engine, threads, memory_limit=memory_limit)
     runs = [meter.measure(model, size, seconds) for size in blocks]
     if shown(about(model) | {"runs": runs}, as_json):
         return

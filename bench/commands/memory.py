@@ -10,6 +10,7 @@ from bench.commands.options import (
     EngineOption,
     JsonOption,
     KvOption,
+    MemoryOption,
     PackageArgument,
     ThreadsOption,
     check,
@@ -34,6 +35,7 @@ def memory(  # noqa: PLR0913  a command line has many options
     engine: EngineOption = "edgegemma",
     kv: KvOption = "float32",
     threads: ThreadsOption = None,
+    memory_limit: MemoryOption = None,
     limit: Annotated[
         str | None, typer.Option(help="Fail if a peak is above it, e.g. 1.5G.")
     ] = None,
@@ -52,7 +54,7 @@ def memory(  # noqa: PLR0913  a command line has many options
     """
     check(engine, threads, kv)
     contexts = numbers(context, "--context")
-    most = console.parse_size(limit) if limit else None
+    most, held = (console.parse_size(size) if size else None for size in (limit, memory_limit))
     from bench import memory as meter
     from edgegemma.models import find
 
@@ -60,7 +62,9 @@ def memory(  # noqa: PLR0913  a command line has many options
     contexts = _fitted(path, contexts, prompt + tokens)
     results = [
         meter.measure(
-            meter.Script(str(path), tokens, prompt, audio_seconds, engine, kv, threads, positions)
+            meter.Script(
+                str(path), tokens, prompt, audio_seconds, engine, kv, threads, held, positions
+            )
         )
         for positions in contexts
     ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgegemma import console
-from edgegemma.errors import InputError
+from edgegemma.errors import BudgetError, InputError
 
 if TYPE_CHECKING:
     from edgegemma.engine.model import Model
@@ -26,6 +26,10 @@ ThreadsOption = Annotated[
     int | None, typer.Option("--threads", "-t", help="Threads; all cores by default.")
 ]
 KvOption = Annotated[str, typer.Option("--kv", help="Entries of the K/V cache: float32 or int8.")]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--memory-limit", help="Hold the whole process to this, e.g. 1.2G, or refuse."),
+]
 ContextsOption = Annotated[
     str,
     typer.Option("--context", "-c", help="Positions before the measured ones; several: 0,4K,32K."),
@@ -90,14 +94,36 @@ def check_context(package: Path, contexts: list[int], more: int) -> None:
         )
 
 
-def opened(package: Path, engine: str, threads: int | None, kv: str = "float32") -> Model:
-    """Open a package as it is used: threads that wait give way."""
+def opened(
+    package: Path,
+    engine: str,
+    threads: int | None,
+    kv: str = "float32",
+    memory_limit: str | None = None,
+    beside: int = 0,
+) -> Model:
+    """Open a package as it is used: threads that wait give way, kernels of a large one are compiled apart.
+
+    Of a limit, ``beside`` bytes are the measurement's own.
+    """
     from edgegemma.kernels import threads as pool
 
     pool.calm()
+    from edgegemma.engine import ahead
     from edgegemma.engine.model import open_model
 
-    return open_model(package, executor=engine, threads=threads, kv=kv)
+    limit = console.parse_size(memory_limit) if memory_limit else None
+    if limit is not None:
+        if limit < beside:
+            raise BudgetError(
+                f"memory limit: got {limit / 1e6:.0f} MB; the measurement alone takes {beside / 1e6:.0f} MB"
+            )
+        limit -= beside
+    model = open_model(package, executor=engine, threads=threads, kv=kv, memory_limit=limit)
+    if engine == "edgegemma" and ahead.needed(model.package, kv):
+        with console.progress("bench") as report:
+            ahead.compile_apart(package, kv, lambda name: report(f"compiling {name}", 0, 0))
+    return model
 
 
 def shown(found: object, as_json: bool) -> bool:

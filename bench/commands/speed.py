@@ -11,6 +11,7 @@ from bench.commands.options import (
     EngineOption,
     JsonOption,
     KvOption,
+    MemoryOption,
     PackageArgument,
     RoundsOption,
     ThreadsOption,
@@ -40,6 +41,7 @@ def decode(  # noqa: PLR0913  a command line has many options
     engine: EngineOption = "edgegemma",
     threads: ThreadsOption = None,
     kv: KvOption = "float32",
+    memory_limit: MemoryOption = None,
     breakdown: Breakdown = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,7 +58,16 @@ def decode(  # noqa: PLR0913  a command line has many options
     """
     from bench import speed
 
-    _run(speed.decode, package, context, tokens, rounds, engine, threads, kv, breakdown, as_json)
+    _run(
+        speed.decode,
+        package,
+        context,
+        tokens,
+        rounds,
+        (engine, threads, kv, memory_limit),
+        breakdown,
+        as_json,
+    )
 
 
 def prefill(  # noqa: PLR0913  a command line has many options
@@ -67,6 +78,7 @@ def prefill(  # noqa: PLR0913  a command line has many options
     engine: EngineOption = "edgegemma",
     threads: ThreadsOption = None,
     kv: KvOption = "float32",
+    memory_limit: MemoryOption = None,
     breakdown: Breakdown = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +88,16 @@ def prefill(  # noqa: PLR0913  a command line has many options
     """
     from bench import speed
 
-    _run(speed.prefill, package, context, tokens, rounds, engine, threads, kv, breakdown, as_json)
+    _run(
+        speed.prefill,
+        package,
+        context,
+        tokens,
+        rounds,
+        (engine, threads, kv, memory_limit),
+        breakdown,
+        as_json,
+    )
 
 
 def first_token(
@@ -86,6 +107,7 @@ def first_token(
     engine: EngineOption = "edgegemma",
     threads: ThreadsOption = None,
     kv: KvOption = "float32",
+    memory_limit: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the seconds from a prompt's tokens to the first token of the answer, the model being open.
@@ -95,11 +117,11 @@ def first_token(
     check(engine, threads, kv)
     lengths = numbers(prompt, "--prompt")
     from bench import speed
-    from bench.limits import Limits
+    from bench.limits import BUFFER, Limits
     from edgegemma.models import find
 
     check_context(find(package), [0], max(lengths))
-    model = opened(find(package), engine, threads, kv)
+    model = opened(find(package), engine, threads, kv, memory_limit, BUFFER)
     limits = Limits(model.threads)
     runs = [
         speed.prefill(model, 0, speed.Setting(rounds, count, kv), limits, breakdown=False)
@@ -113,27 +135,26 @@ def first_token(
     console.table(("prompt", "seconds to the first token", "tokens/s"), rows)
 
 
-def _run(  # noqa: PLR0913  the options of two commands
+def _run(
     measure: Callable[..., dict[str, Any]],
     package: str,
     context: str,
     tokens: int,
     rounds: int,
-    engine: str,
-    threads: int | None,
-    kv: str,
+    how: tuple[str, int | None, str, str | None],
     breakdown: bool,
     as_json: bool,
 ) -> None:
+    engine, threads, kv, memory_limit = how
     check(engine, threads, kv)
     contexts = numbers(context, "--context")
     from bench import meters
-    from bench.limits import Limits
+    from bench.limits import BUFFER, Limits
     from bench.speed import Setting
     from edgegemma.models import find
 
     check_context(find(package), contexts, 2 * tokens)
-    model = opened(find(package), engine, threads, kv)
+    model = opened(find(package), engine, threads, kv, memory_limit, BUFFER)
     meter = meters.find()
     limits = Limits(model.threads)
     setting = Setting(rounds, tokens, kv)

@@ -18,6 +18,7 @@ from edgegemma.cli.options import (
     EngineOption,
     Executor,
     KvOption,
+    MemoryOption,
     ModelOption,
     StatsOption,
     ThreadsOption,
@@ -123,6 +124,7 @@ def listen(  # noqa: PLR0913  a command line has many options
     threads: ThreadsOption = None,
     kv: KvOption = CacheKind.FLOAT32,
     verify: VerifyOption = False,
+    memory_limit: MemoryOption = None,
     stats: StatsOption = False,
 ) -> None:
     """Write what is said while it is said. Ctrl-C ends it after the sentence, a second one at once.
@@ -152,7 +154,7 @@ def listen(  # noqa: PLR0913  a command line has many options
         watchers: list[Callable[[Block], None]] = []
         if save_audio is not None:
             watchers.append(stack.enter_context(Saver(save_audio)))
-        opened = load(model, engine, threads, kv, verify)
+        opened = load(model, engine, threads, kv, verify, memory_limit)
         source = source_of(file, device, rate, realtime, on_lost.value)
         stack.callback(source.close)
         view: View | None = None

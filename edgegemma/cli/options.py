@@ -13,8 +13,6 @@ from edgegemma import console, models
 from edgegemma.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from edgegemma.engine.model import Model
 
 
@@ -71,8 +69,6 @@ def load(
     limit = console.parse_size(memory_limit) if memory_limit else None
     path = models.find(model)
     _check_threads(threads)
-    if engine is Executor.EDGEGEMMA:
-        _compile_once(path, kv)
     from edgegemma.engine.model import open_model
 
     with console.progress(lines=False) as report:
@@ -87,6 +83,7 @@ def load(
             memory_limit=limit,
         )
     if engine is Executor.EDGEGEMMA:
+        _compile_once(opened, kv)
         _note_cold()
     return opened
 
@@ -97,12 +94,12 @@ def _check_threads(threads: int | None) -> None:
         raise InputError(f"--threads: got {threads}; want 1 to {cores}, the cores of this machine")
 
 
-def _compile_once(path: Path, kv: CacheKind) -> None:
-    """Compile in a process of its own what a large package needs and this machine has not compiled yet."""
+def _compile_once(model: Model, kv: CacheKind) -> None:
+    """Compile in processes of their own what a large package needs and this machine has not compiled yet."""
     from edgegemma.engine import ahead
-    from edgegemma.package import Package
 
-    if not ahead.needed(Package.open(path), kv.value):
+    path = model.package.path
+    if not ahead.needed(model.package, kv.value):
         return
     console.note("compiling the kernels for this machine: once, a minute or two")
     with console.progress(lines=False) as report:

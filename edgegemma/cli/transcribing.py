@@ -14,6 +14,7 @@ from edgegemma.cli.options import (
     EngineOption,
     Executor,
     KvOption,
+    MemoryOption,
     ModelOption,
     StatsOption,
     ThreadsOption,
@@ -67,6 +68,7 @@ def transcribe(  # noqa: PLR0913  a command line has many options
     threads: ThreadsOption = None,
     kv: KvOption = CacheKind.FLOAT32,
     verify: VerifyOption = False,
+    memory_limit: MemoryOption = None,
     stats: StatsOption = False,
 ) -> None:
     """Turn recordings of any length into text. Silence is skipped.
@@ -85,7 +87,7 @@ def transcribe(  # noqa: PLR0913  a command line has many options
 
     task = Task(language, instruction=instruction)
     work = _Work(files, form, output, resume, task, vad, endpoint_ms / 1000, stats)
-    work.run(model, engine, threads, kv, verify)
+    work.run(model, engine, threads, kv, verify, memory_limit)
 
 
 def translate(  # noqa: PLR0913  a command line has many options
@@ -105,6 +107,7 @@ def translate(  # noqa: PLR0913  a command line has many options
     threads: ThreadsOption = None,
     kv: KvOption = CacheKind.FLOAT32,
     verify: VerifyOption = False,
+    memory_limit: MemoryOption = None,
     stats: StatsOption = False,
 ) -> None:
     """Turn speech in one language into text in another. For the rest it is as `transcribe`.
@@ -115,7 +118,7 @@ def translate(  # noqa: PLR0913  a command line has many options
 
     task = Task(language, to, both)
     work = _Work(files, form, output, resume, task, vad, endpoint_ms / 1000, stats)
-    work.run(model, engine, threads, kv, verify)
+    work.run(model, engine, threads, kv, verify, memory_limit)
 
 
 class _Work:
@@ -139,11 +142,17 @@ class _Work:
         self._vad, self._endpoint_s = vad, endpoint_s
 
     def run(
-        self, model: str, engine: Executor, threads: int | None, kv: CacheKind, verify: bool
+        self,
+        model: str,
+        engine: Executor,
+        threads: int | None,
+        kv: CacheKind,
+        verify: bool,
+        memory_limit: str | None,
     ) -> None:
         """Do them one after the other; one that cannot be read does not stop the others."""
         self._model_name = model
-        self._model = load(model, engine, threads, kv, verify)
+        self._model = load(model, engine, threads, kv, verify, memory_limit)
         failed = 0
         for name, target in zip(self._files, self._targets, strict=True):
             try:

@@ -7,7 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from edgegemma import console, models
-from edgegemma.cli.options import CacheKind, ModelArgument
+from edgegemma.cli.options import CacheKind, MemoryOption, ModelArgument
 from edgegemma.cli.stats import Clock
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgegemma.engine.model import Model
 
 
-def warmup(model: ModelArgument = "demo") -> None:
+def warmup(model: ModelArgument = "demo", memory_limit: MemoryOption = None) -> None:
     """Compile the kernels ahead, and measure on how many threads this package runs best; both are kept.
 
     A package runs as it is used: prompt, answer, sound, and K/V in float32 and int8.
@@ -24,16 +24,17 @@ def warmup(model: ModelArgument = "demo") -> None:
     """
     clock = Clock()
     path = models.find(model)
+    limit = console.parse_size(memory_limit) if memory_limit else None
     from edgegemma.engine import ahead
     from edgegemma.engine.model import open_model
 
+    opened = open_model(path, kv="int8", memory_limit=limit)
     with console.progress() as report:
         for kind in CacheKind:
             what, done = f"compiling, K/V in {kind}", count(1)
             report(what, 0, 0)
             ahead.compile_apart(path, kind.value, lambda _, w=what, n=done: report(w, next(n), 0))  # type: ignore[misc]
         report("measuring threads", 0, 0)
-        opened = open_model(path, kv="int8")
         found = measured(opened)
         ahead.keep(opened.package, found)
     console.note(

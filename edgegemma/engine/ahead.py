@@ -1,21 +1,26 @@
-"""Kernels compiled ahead in a process of their own, and what is known here of a package afterwards.
+"""Kernels compiled ahead in processes of their own, and what is known here of a package afterwards.
 
-Compiling takes LLVM 0.25 GB that a process does not give back, so the one that answers should not do it. The
-child runs the package as it is used and lets go of its weights whenever a kernel is compiled.
+Compiling takes LLVM 0.25 GB that a process does not give back, so the one that answers should not do it. A
+child runs the package as it is used and lets go of its weights after each call. Text and sound have few kernels in
+common: with two cores there are two children.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from edgegemma.engine import memory
 from edgegemma.engine.model import CHUNK, FRAMES, MELS, Model, open_model
 from edgegemma.errors import EdgeGemmaError
 from edgegemma.kernels import cache, cpu
@@ -69,8 +74,8 @@ def needed(package: Package, kind: str) -> bool:
     return size >= LARGE_BYTES and kind not in known(package).compiled
 
 
-def compile_apart(path: Path, kind: str, told: Told) -> None:
-    """Compile the kernels of a package for one kind of K/V in a child process.
+def compile_apart(path: Path, kind: str, told: Told) -> int:
+    """Compile the kernels of a package for one kind of K/V in child processes, and keep that it was done.
 
     Parameters
     ----------
@@ -81,48 +86,58 @@ def compile_apart(path: Path, kind: str, told: Told) -> None:
     told : callable
         Called with the name of each function as it is compiled.
 
+    Returns
+    -------
+    int
+        Bytes that the children had resident together, at most.
+
     Raises
     ------
     EdgeGemmaError
-        The child failed; its error is in the message.
+        A child failed; its error is in the message.
     """
-    command = [sys.executable, "-m", "edgegemma.engine.ahead", str(path), kind]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        for line in child.stdout:
+    package = Package.open(path)
+    names = (
+        list(USES)
+        if package.config.audio is not None
+        else [name for name in USES if name != "sound"]
+    )
+    parts = [names] if memory.physical_cores() < len(names) else [[name] for name in names]
+    reading, writing = os.pipe()
+    with ExitStack() as stack:
+        lines = stack.enter_context(os.fdopen(reading))
+        children = []
+        for part in parts:
+            wrong = stack.enter_context(tempfile.TemporaryFile("w+"))
+            command = [sys.executable, "-m", "edgegemma.engine.ahead", str(path), kind, *part]
+            child = subprocess.Popen(command, stdout=writing, stderr=wrong)
+            children.append((child, wrong))
+            stack.callback(child.kill)
+        os.close(writing)
+        for line in lines:
             told(line.strip())
-        wrong = child.stderr.read()
-    if child.returncode:
-        last = (wrong.strip().splitlines() or [f"status {child.returncode}"])[-1]
-        raise EdgeGemmaError(f"{path}: kernels could not be compiled: {last}")
+        for child, wrong in children:
+            if status := child.wait():
+                wrong.seek(0)
+                last = (wrong.read().strip().splitlines() or [f"status {status}"])[-1]
+                raise EdgeGemmaError(f"{path}: kernels could not be compiled: {last}")
+    record = known(package)
+    keep(package, replace(record, compiled=tuple(sorted({*record.compiled, kind}))))
+    return len(parts) * memory.children_peak_bytes()
 
 
-def uses(model: Model) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Give what together runs every kernel of a package: a name, and how to do it."""
-    yield "prompt", lambda: _prompt(model)
-    yield "answer", lambda: _answer(model)
-    if model.config.audio is not None:
-        yield "sound", lambda: _sound(model)
+def compile_here(model: Model, parts: Iterable[str], told: Told) -> None:
+    """Run some of `USES` in this process."""
+    model.passing.update(model.package.members)
+    with watched(told):
+        for part in parts:
+            USES[part](model)
 
 
-def compile_here(model: Model, kind: str, told: Told) -> None:
-    """Run the uses in this process, and keep that it was done."""
-
-    def let_go() -> None:
-        model.package.release()
-
-    def started(name: str) -> None:
-        let_go()
-        told(name)
-
-    with watched(started, let_go):
-        for _, use in uses(model):
-            use()
-    record = known(model.package)
-    keep(model.package, replace(record, compiled=tuple(sorted({*record.compiled, kind}))))
+def _text(model: Model) -> None:
+    """Read prompts, then answer."""
+    _prompt(model)
+    _answer(model)
 
 
 def _prompt(model: Model) -> None:
@@ -148,6 +163,10 @@ def _sound(model: Model) -> None:
         model.encode_audio(np.zeros((frames, MELS), np.float32), np.ones(frames, np.float32), state)
 
 
+# What together runs every kernel of a package.
+USES: dict[str, Callable[[Model], None]] = {"text": _text, "sound": _sound}
+
+
 def _place(package: Package) -> Path:
     """Name the file for a package, the kernels' sources and the CPU."""
     stamps = [cache.stamp(file.stem) for file in sorted(cache.HERE.glob("*.py"))]
@@ -158,15 +177,15 @@ def _place(package: Package) -> Path:
 
 
 def main() -> None:
-    """Compile in this process: ``PACKAGE KIND``; a line for each function."""
-    path, kind = sys.argv[1:]
+    """Compile in this process: ``PACKAGE KIND PART…``; a line for each function."""
+    path, kind, *parts = sys.argv[1:]
 
     def told(name: str) -> None:
         sys.stdout.write(name + "\n")
         sys.stdout.flush()
 
     try:
-        compile_here(open_model(path, kv=kind), kind, told)
+        compile_here(open_model(path, kv=kind), parts, told)
     except EdgeGemmaError as error:
         sys.exit(str(error))
 

@@ -68,6 +68,12 @@ def peak_bytes() -> int:
     return _status("VmHWM") or used * (1 if sys.platform == "darwin" else 1024)
 
 
+def children_peak_bytes() -> int:
+    """Give the largest resident memory of any child process that has ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return used * (1 if sys.platform == "darwin" else 1024)
+
+
 def physical_cores() -> int:
     """Count the physical cores among the processors this process may use."""
     if not hasattr(os, "sched_getaffinity"):

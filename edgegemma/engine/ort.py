@@ -141,6 +141,9 @@ class OrtModel(Model):
         }
         return rows(AUDIO, soft, self.config.text.hidden_size, count=len(features) // FRAMES)
 
+    def _let_go(self, name: str) -> None:
+        del name  # onnxruntime keeps them
+
     def _inline_bytes(self) -> int:
         return self._inline
 

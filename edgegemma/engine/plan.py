@@ -69,7 +69,9 @@ class Plan:
     steps: tuple[Step, ...]
     outputs: tuple[str, ...]
 
-    def run(self, feeds: Mapping[str, Any], state: Any = None) -> list[Any]:
+    def run(
+        self, feeds: Mapping[str, Any], state: Any = None, after: Callable[[], None] | None = None
+    ) -> list[Any]:
         """Run the steps.
 
         Parameters
@@ -78,6 +80,8 @@ class Plan:
             The graph's inputs by name. A value is freed after its last use.
         state : object
             Handed to every call: the cache and the positions of a decoder's chunk.
+        after : callable, optional
+            Called when a step is done.
 
         Returns
         -------
@@ -92,6 +96,8 @@ class Plan:
             values.update(zip(call.node.outputs, results, strict=True))
             for name in step.frees:
                 del values[name]
+            if after is not None:
+                after()
         return [values[name] for name in self.outputs]
 
     def reads(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class Program:
         abi.check(source)
         self.graph = source
         self.calls = [bind(package, source, node) for node in source.nodes]
+        self.files: set[str] = {t.location for t in source.tensors.values() if t.data is None}
         self._plans: dict[tuple[str, ...], plan.Plan] = {}
 
     def plan(self, outputs: Sequence[str]) -> plan.Plan:
@@ -39,6 +41,11 @@ class Program:
     def scratch_width(self) -> int:
         """Floats a position needs at most: the widest kernel, and the values between calls."""
         return max((call.width for call in self.calls), default=0)
+
+    @property
+    def largest_reads(self) -> int:
+        """Bytes of weights that one call reads at most."""
+        return max((sum(call.reads.values()) for call in self.calls), default=0)
 
 
 class EngineModel(Model):
@@ -65,6 +72,8 @@ class EngineModel(Model):
         audio = 0
         if self._hearing and self.config.audio is not None:
             audio = budget.external_bytes(loaded.values()) - text
+            if AUDIO in self.passing:
+                audio = min(audio, self._programs[AUDIO].largest_reads)
             arrays = self._audio_arrays(self.config.audio).values()
             audio += sum(array.nbytes for array in arrays)
         caches = [c for c in self._caches if isinstance(c, KVCache)]
@@ -73,14 +82,9 @@ class EngineModel(Model):
         planned = sum(cache.planned(cache.limit) for cache in caches)
         return budget.Plan(text, audio, self._inline_bytes(), self._scratch_bytes(), planned)
 
-    def release_audio(self) -> None:
-        """Give back the memory of the audio encoder's weights; they come again when sound does."""
-        super().release_audio()
-        files = {
-            name: {t.location for t in program.graph.tensors.values() if t.data is None}
-            for name, program in self._programs.items()
-        }
-        for file in files.pop(AUDIO, set()).difference(*files.values()):
+    def _let_go(self, name: str) -> None:
+        files = {other: program.files for other, program in self._programs.items()}
+        for file in files.pop(name, set()).difference(*files.values()):
             self.package.release(file)
 
     def _run(
@@ -92,7 +96,8 @@ class EngineModel(Model):
         self.counters.read_bytes.update(steps.reads())
         # The numbers are the package's: an infinite product is its business, not worth a warning.
         with pool.lock, np.errstate(all="ignore"):
-            return steps.run(feeds, state)
+            after = partial(self._let_go, name) if name in self.passing else None
+            return steps.run(feeds, state, after)
 
     def _embed(self, ids: I64) -> tuple[F32, F32]:
         text, count = self.config.text, len(ids)

@@ -8,6 +8,7 @@ path has a folder of its own. ``NUMBA_CACHE_DIR`` moves the root.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import hashlib
 import logging
@@ -15,11 +16,13 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from numba.core import caching, config
-from numba.core.runtime import rtsys
+from numba.core.runtime.nrt import rtsys
 
 from edgegemma.kernels import cpu
 
@@ -67,21 +70,34 @@ def install() -> None:
 
 
 def _load_at_once() -> None:
-    """Load kept kernels without the registries of everything Numba can compile.
+    """Load kept kernels without the registries of everything Numba can compile, and one process at a time save them.
 
-    Numba fills them before it looks into its cache, which takes 0.4 s and 40 MB; loading machine code needs only its
-    runtime. Where nothing is kept, the compiler fills them itself.
+    Numba fills the registries before it looks into its cache, which takes 0.4 s and 40 MB; loading machine code needs
+    only its runtime. Where nothing is kept, the compiler fills them itself. Two processes that save kernels of one
+    function at once would overwrite each other's.
     """
-    numbas = caching.Cache.load_overload
+    numbas: Any = caching.Cache
+    load, save = numbas.load_overload, numbas.save_overload
 
     def load_overload(cache: Any, signature: Any, context: Any) -> Any:
         if not isinstance(cache._impl.locator, KernelLocator):
-            return numbas(cache, signature, context)
+            return load(cache, signature, context)
         rtsys.initialize(context)
-        with cache._guard_against_spurious_io_errors():
+        with _locked(fcntl.LOCK_SH), cache._guard_against_spurious_io_errors():
             return cache._load_overload(signature, context)
 
-    caching.Cache.load_overload = load_overload
+    def save_overload(cache: Any, signature: Any, result: Any) -> None:
+        with _locked(fcntl.LOCK_EX):
+            save(cache, signature, result)
+
+    numbas.load_overload, numbas.save_overload = load_overload, save_overload
+
+
+@contextmanager
+def _locked(how: int) -> Iterator[None]:
+    with (root() / "lock").open("a") as file:
+        fcntl.flock(file, how)
+        yield
 
 
 @functools.cache
