@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 ARM, X86 = "aarch64-unknown-linux-gnu", "x86_64-unknown-linux-gnu"
@@ -30,6 +32,42 @@ def assembly(triple: str, cpu: str, *kernels: str, simd: str = "") -> str:
             command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True
         )
     return done.stdout
+
+
+PRODUCTS = (("sdot", 16), ("vpmaddubsw", 32), ("smull2?", 8), ("smlal2?", 8), ("vpmaddwd", 16))
+
+
+class Loop(NamedTuple):
+    """Instructions of a loop, and the products of a weight and an activation that one turn makes."""
+
+    instructions: int
+    products: int
+
+
+def loops(text: str) -> dict[str, Loop]:
+    """Find in each kernel's assembly the loop that multiplies most."""
+    found = {}
+    for part in text.split("# kernel: ")[1:]:
+        name, _, code = part.partition("\n")
+        blocks = re.split(r"^(\.\w+):", code, flags=re.M)
+        turns = [Loop(0, 0)]
+        for label, body in zip(blocks[1::2], blocks[2::2], strict=True):
+            lines = re.findall(r"^\s+([a-z].*)", body, re.M)
+            back = [i for i, line in enumerate(lines) if line.split()[-1] == label]
+            turn = lines[: back[-1] + 1] if back else []
+            turns.append(Loop(len(turn), _products(turn)))
+        found[name] = max(turns, key=lambda turn: (turn.products, turn.instructions))
+    return found
+
+
+def _products(lines: list[str]) -> int:
+    """Add up the products; AVX2 widens sums of bytes by one that multiplies words, which then does not count."""
+    counts = {
+        name: sum(bool(re.match(rf"{name}\s", line)) for line in lines) for name, _ in PRODUCTS
+    }
+    if counts["vpmaddubsw"]:
+        counts["vpmaddwd"] = 0
+    return sum(counts[name] * width for name, width in PRODUCTS)
 
 
 def _pretend(triple: str) -> None:
@@ -58,6 +96,7 @@ def main() -> None:
     for name in names:
         fresh = njit(KERNELS[name].dispatcher.py_func)  # a cached function shows no assembly
         fresh.compile(KERNELS[name].signature)
+        print("# kernel:", name)
         print(fresh.inspect_asm(fresh.signatures[0]))
 
 

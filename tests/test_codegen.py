@@ -60,35 +60,3 @@ def test_an_old_x86_gets_plain_code() -> None:
     text = compiled(X86, "x86-64", "integers2")
     assert "# path: generic" in text
     assert not re.search("%[yz]mm", text)
-
-
-def loop(text: str) -> list[str]:
-    """Give the instructions of the longest block that ends with a jump to its own start."""
-    parts = re.split(r"^(\.\w+):", text, flags=re.M)
-    found: list[str] = []
-    for label, body in zip(parts[1::2], parts[2::2], strict=True):
-        lines = re.findall(r"^\s+([a-z].*)", body, re.M)
-        back = [i for i, line in enumerate(lines) if line.split()[-1] == label]
-        found = max(found, lines[: back[-1] + 1] if back else [], key=len)
-    return found
-
-
-# A turn of the loop: four rows by four vectors of codes. What is counted is in docs/kernels.md; more is a step back.
-@pytest.mark.parametrize(
-    ("triple", "cpu", "bits", "codes", "product", "at_once", "most"),
-    [
-        (ARM, "cortex-a76", 2, 1024, "sdot", 16, 191),
-        (ARM, "cortex-a76", 4, 512, "sdot", 16, 80),
-        (ARM, "cortex-a72", 2, 1024, "sm(ul|la)l2?", 8, 256),
-        (ARM, "cortex-a72", 4, 512, "sm(ul|la)l2?", 8, 120),
-        (X86, "haswell", 2, 2048, "vpmaddubsw", 32, 302),
-        (X86, "haswell", 4, 1024, "vpmaddubsw", 32, 152),
-    ],
-)
-def test_a_row_takes_no_more_instructions_a_weight_than_it_did(
-    triple: str, cpu: str, bits: int, codes: int, product: str, at_once: int, most: int
-) -> None:
-    lines = loop(compiled(triple, cpu, f"integers{bits}"))
-    products = sum(re.match(rf"{product}\s", line) is not None for line in lines)
-    assert products * at_once == codes  # each code once: this is that loop
-    assert len(lines) <= most

@@ -61,6 +61,11 @@ class EngineModel(Model):
         self._present = [name for name in loaded[DECODER].outputs if name != "logits"]
         _check_present(loaded[DECODER], self._present)
 
+    @property
+    def decoder_graph(self) -> Graph:
+        """What the decoder was loaded from."""
+        return self._programs[DECODER].graph
+
     def decoder_plan(self, logits: bool) -> plan.Plan:
         """Give the steps of a chunk, with logits or without: what runs and what it reads."""
         return self._programs[DECODER].plan([*(["logits"] if logits else []), *self._present])
