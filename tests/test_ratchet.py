@@ -85,7 +85,7 @@ def test_a_token_reads_every_weight_once(engine: EngineModel) -> None:
 
 
 def test_a_token_of_e2b_reads_no_more_than_its_format_holds() -> None:
-    assert weights("E2B")[0] <= 796_400_000  # 666 in layers, 102 head, 28 per-layer inputs
+    assert weights("E2B")[0] <= 795_800_000  # 666 in layers, 102 head, 28 per-layer inputs
 
 
 @functools.cache
@@ -111,9 +111,9 @@ def planned(context: int, sound: int) -> int:
 @pytest.mark.parametrize(
     ("context", "sound", "most"),
     [
-        (8192, "whole", 1_200_000_000),  # text and sound of everyday: promised under 1.2 GB
-        (131_072, "none", 1_485_000_000),  # the longest context: promised under 1.5 GB
-        (131_072, "passing", 1_495_000_000),  # … with sound, a layer of the encoder at a time
+        (8192, "whole", 1_180_000_000),  # text and sound of everyday: promised under 1.2 GB
+        (131_072, "none", 1_445_000_000),  # the longest context: promised under 1.5 GB
+        (131_072, "passing", 1_455_000_000),  # … with sound, a layer of the encoder at a time
     ],
 )
 def test_e2bs_planned_peak_is_under_its_promise(context: int, sound: str, most: int) -> None:
