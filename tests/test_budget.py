@@ -67,7 +67,7 @@ def test_sound_counts_until_it_is_released(folder: Path) -> None:
 
 
 def test_sound_passes_through_where_its_weights_have_no_room(tmp_path: Path) -> None:
-    folder = packages.small(tmp_path / "float", "float")  # few weights of it are inline
+    folder = packages.small(tmp_path / "float", "float32")  # few weights of it are inline
     free = open_model(folder)
     free.new_audio_state()
     whole = free.plan(1).total
