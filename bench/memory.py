@@ -115,15 +115,18 @@ def session(script: Script) -> dict[str, Any]:
         logits = model.forward(*model.embed(chosen), cache)
     mark(f"decode {script.tokens}")
     if script.audio_seconds and model.config.audio is not None:
-        frames = int(script.audio_seconds * 25) * 4
-        features = rng.standard_normal((frames, 128), np.float32)
-        state = model.new_audio_state()
-        model.encode_audio(features, np.ones(frames, np.float32), state)
+        _encode(model, script.audio_seconds, rng)
         mark(f"encode {script.audio_seconds:g} s")
     ledger = asdict(model.ledger())
     imported = steps[1]["resident"]
     split = _split(ledger, imported, model.package.path)
     return {"script": asdict(script), "steps": steps, "ledger": split | {"compiling": compiling}}
+
+
+def _encode(model: Any, seconds: float, rng: np.random.Generator) -> None:
+    frames = int(seconds * 25) * 4
+    features = rng.standard_normal((frames, 128), np.float32)
+    model.encode_audio(features, np.ones(frames, np.float32), model.new_audio_state())
 
 
 def _split(ledger: dict[str, int], interpreter: int, package: Path) -> dict[str, int]:
