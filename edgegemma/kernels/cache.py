@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -95,8 +95,11 @@ def _load_at_once() -> None:
 
 @contextmanager
 def _locked(how: int) -> Iterator[None]:
-    with (root() / "lock").open("a") as file:
-        fcntl.flock(file, how)
+    """Hold the root's lock. Where there can be none, as on a disk that is only read, nobody saves either."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            root().mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context((root() / "lock").open("a")), how)
         yield
 
 
