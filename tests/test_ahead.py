@@ -70,6 +70,7 @@ def test_what_was_compiled_apart_is_remembered(package: Package) -> None:
 
 def test_a_child_that_fails_says_why(package: Package) -> None:
     (package.path / "decoder.onnx").write_bytes(b"")
+    packages.sign(package.path)
     with pytest.raises(EdgeGemmaError, match=r"could not be compiled: decoder\.onnx"):
         ahead.compile_apart(package.path, "int8", lambda _: None)
 
