@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from edgegemma.cli.app import app
 from tests.conftest import Exporter
 from tests.packages import edit_manifest
+from tests.speechlike import speech
 from tests.tiny import save_bf16, tensors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -193,9 +194,8 @@ PATCHES = {
 
 @pytest.mark.parametrize("command", PATCHES)
 def test_ctrl_c(command: str, checkpoint: Folder, package: Exporter, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
     file, out = tmp_path / "a.wav", tmp_path / "out"
-    soundfile.write(file, rng.uniform(-0.1, 0.1, 16000), 16000)
+    soundfile.write(file, speech(1.0), 16000)
     model = str(package("e2b", "float"))
     arguments: dict[str, list[Any]] = {
         "export": [checkpoint("e2b"), "-p", "float", "-o", out],
