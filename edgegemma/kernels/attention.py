@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
 from edgegemma.kernels import simd
-from edgegemma.kernels.floattiles import COLUMNS, dots
+from edgegemma.kernels.floattiles import COLUMNS, ROWS, WIDE, add_weighted, dots
 from edgegemma.kernels.kvcache import KV, check_cache
 from edgegemma.kernels.manyqueries import PANEL, _attend_tiles
 from edgegemma.kernels.scores import BLOCK, ROOM, _merge, _oldest, _scale_keys, _softmax
@@ -25,6 +25,7 @@ F32 = NDArray[np.float32]
 _MANY = 32  # queries from which on their tiles keep every thread busy
 _BUDGET = 1 << 20  # floats of block sums kept at a time: 4 MiB
 _LANES = simd.LANES
+_KEYS = 16  # whose values are added before sums go back to memory: 8 KiB of 512 int8 in a row
 
 # Registers the pool's entry points with LLVM. Numba does so when it loads a parallel function, but forgets it for
 # a function compiled on top of a parallel one that came from the cache: such a one, loaded, would call address 0.
@@ -171,55 +172,71 @@ def _blocks(q, cache, position, window, first, count, peaks, totals, sums):  # t
 
 @njit(cache=True)
 def _scores(q, cache, g, start, stop, scores):  # type: ignore[no-untyped-def]
-    """Write q·k for keys start … stop of K/V head g, four heads and three keys at a time."""
-    capacity, kv_heads, width = cache.keys.shape
-    step = kv_heads * width
+    """Write q·k for keys start … stop of K/V head g."""
+    heads, width = q.shape
+    if width % _LANES:
+        _short_scores(q, cache.keys, g, start, stop, scores)
+        return
+    capacity, kv_heads, _ = cache.keys.shape
+    step, count, last = kv_heads * width, width // _LANES, width - _LANES
+    flat, whole = scores.reshape(scores.size), heads // WIDE * WIDE
     for p in range(start, stop, COLUMNS):
-        r0, r1 = p % capacity, min(p + 1, stop - 1) % capacity
-        r2 = min(p + 2, stop - 1) % capacity
-        j0, j1, j2 = r0 * step + g * width, r1 * step + g * width, r2 * step + g * width
-        for h in range(0, q.shape[0], 4):
-            at = h // 4 * ROOM + 4 * (p - start)
-            if width % _LANES == 0:
-                dots(
-                    scores, at, q, h * width, width, cache.keys, j0, j1, j2, width // _LANES, width - _LANES
-                )  # fmt: skip
-            else:
-                _short_dots(q[h : h + 4], cache.keys, g, (r0, r1, r2), scores[h // 4, at % ROOM :])
+        j0 = p % capacity * step + g * width
+        j1 = min(p + 1, stop - 1) % capacity * step + g * width
+        j2 = min(p + 2, stop - 1) % capacity * step + g * width
+        at = 4 * (p - start)
+        for h in range(0, whole, WIDE):
+            i = at + h // 4 * ROOM
+            dots(flat, i, ROOM, q, h * width, width, cache.keys, j0, j1, j2, count, last, WIDE)
+        for h in range(whole, heads, ROWS):
+            i = at + h // 4 * ROOM
+            dots(flat, i, ROOM, q, h * width, width, cache.keys, j0, j1, j2, count, last, ROWS)
 
 
 @njit(cache=True)
-def _short_dots(q, keys, g, rows, scores):  # type: ignore[no-untyped-def]
-    """Do what `dots` does for heads that are no whole vectors."""
-    for c in range(COLUMNS):
-        for r in range(4):
+def _short_scores(q, keys, g, start, stop, scores):  # type: ignore[no-untyped-def]
+    """Do what `_scores` does for heads that are no whole vectors."""
+    for p in range(start, stop):
+        key = keys[p % keys.shape[0], g]
+        for h in range(q.shape[0]):
             total = np.float32(0.0)
             for i in range(q.shape[1]):
-                total += q[r, i] * np.float32(keys[rows[c], g, i])
-            scores[4 * c + r] = total
+                total += q[h, i] * np.float32(key[i])
+            scores[h // 4, 4 * (p - start) + h % 4] = total
+
+
+@njit(cache=True)
+def _weighted(weights, cache, g, start, stop, sums):  # type: ignore[no-untyped-def]
+    """Sum weight · value over the keys in order, some keys at a time, so that the values are read in a row."""
+    heads, width = sums.shape
+    sums[:] = np.float32(0.0)
+    if width % PANEL:
+        _short_weighted(weights, cache.values, g, start, stop, sums)
+        return
+    capacity, kv_heads, _ = cache.values.shape
+    stride = kv_heads * width
+    flat, whole = weights.reshape(weights.size), heads // WIDE * WIDE
+    p = start
+    while p < stop:
+        row = p % capacity
+        count = min(_KEYS, stop - p, capacity - row)  # a ring's end ends a run
+        at, first = 4 * (p - start), row * stride + g * width
+        for i in range(0, width, PANEL):
+            v = first + i
+            for h in range(0, whole, WIDE):
+                w, o = at + h // 4 * ROOM, h * width + i
+                add_weighted(sums, o, width, flat, w, ROOM, cache.values, v, stride, count, WIDE)
+            for h in range(whole, heads, ROWS):
+                w, o = at + h // 4 * ROOM, h * width + i
+                add_weighted(sums, o, width, flat, w, ROOM, cache.values, v, stride, count, ROWS)
+        p += count
 
 
 @njit(fastmath={"contract", "nsz"}, error_model="numpy", cache=True)
-def _weighted(weights, cache, g, start, stop, sums):  # type: ignore[no-untyped-def]
-    """Sum weight · value over the keys in order, four keys and two heads at a time."""
-    capacity = cache.values.shape[0]
-    sums[:] = np.float32(0.0)
-    whole = stop - (stop - start) % 4
-    for p in range(start, whole, 4):
-        v0, v1 = cache.values[p % capacity, g], cache.values[(p + 1) % capacity, g]
-        v2, v3 = cache.values[(p + 2) % capacity, g], cache.values[(p + 3) % capacity, g]
-        for h in range(0, sums.shape[0], 2):
-            a, b = sums[h], sums[h + 1]
-            w = weights[h // 4, 4 * (p - start) + h % 4 :]
-            a0, a1, a2, a3 = w[0], w[4], w[8], w[12]
-            b0, b1, b2, b3 = w[1], w[5], w[9], w[13]
-            for i in range(a.size):
-                x0, x1 = np.float32(v0[i]), np.float32(v1[i])
-                x2, x3 = np.float32(v2[i]), np.float32(v3[i])
-                a[i] = a[i] + a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
-                b[i] = b[i] + b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
-    for p in range(whole, stop):
-        v = cache.values[p % capacity, g]
+def _short_weighted(weights, values, g, start, stop, sums):  # type: ignore[no-untyped-def]
+    """Do what `_weighted` does for heads that are no whole vectors."""
+    for p in range(start, stop):
+        v = values[p % values.shape[0], g]
         for h in range(sums.shape[0]):
             weight = weights[h // 4, 4 * (p - start) + h % 4]
             for i in range(v.size):

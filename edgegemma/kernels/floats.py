@@ -84,7 +84,21 @@ def _floats(x, rows, out, y, first, stop):  # type: ignore[no-untyped-def]
         for n in range(first, stop, COLUMNS):
             n1, n2 = min(n + 1, stop - 1) * size, min(n + 2, stop - 1) * size
             i = m * columns
-            dots(part, 0, x, i, columns, rows, n * size, n1, n2, columns // _LANES, size - _LANES)
+            dots(
+                part,
+                0,
+                0,
+                x,
+                i,
+                columns,
+                rows,
+                n * size,
+                n1,
+                n2,
+                columns // _LANES,
+                size - _LANES,
+                ROWS,
+            )
             for c in range(min(COLUMNS, stop - n)):
                 for r in range(ROWS):
                     y[m + r, n + c] = _fake(part[ROWS * c + r], out)

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit, prange
 
 from edgegemma.kernels import simd
-from edgegemma.kernels.floattiles import COLUMNS, dots, weigh
+from edgegemma.kernels.floattiles import COLUMNS, ROWS, dots, weigh
 from edgegemma.kernels.scores import BLOCK, ROOM, _merge, _oldest, _scale_keys, _softmax
 
 _LANES = simd.LANES
@@ -100,7 +100,7 @@ def _score(q, g, quads, first, stop, seen, keys, scores):  # type: ignore[no-unt
                 for k in range(begin, min(near_keys + near, start + count), COLUMNS):
                     j = k * width
                     dots(
-                        scores, at + 4 * k, q, i, width, keys, j, j + width, j + 2 * width, width // _LANES, width - _LANES
+                        scores, at + 4 * k, 0, q, i, width, keys, j, j + width, j + 2 * width, width // _LANES, width - _LANES, ROWS
                     )  # fmt: skip
 
 
