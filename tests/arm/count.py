@@ -1,4 +1,4 @@
-"""Count what the kernels execute for each product, key or value: run by ``count.sh`` on the emulated CPU.
+"""Count what the kernels execute for each product, key or value: run by ``count.sh`` on the emulated CPU, all or one part.
 
 Every figure is the difference of two calls of different size, so that what a call costs once is left out: what a
 weight, a product or a cached number costs more, row ends, rounding and scaling included. One thread.
@@ -7,6 +7,7 @@ weight, a product or a cached number costs more, row ends, rounding and scaling 
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -77,16 +78,19 @@ def attentions() -> Iterator[tuple[str, float, str]]:
             yield name, (long - short) / (CONTEXT * 2 * width), "cached number"
 
 
-def main() -> None:
+PARTS = {"linear": linears, "attention": attentions}
+
+
+def main(*parts: str) -> None:
     threads.use(1)
     told = simd.describe()
     print(
         f"{told['cpu']}, path {told['path']}\n\n| kernel | instructions | for each |\n|---|---|---|"
     )
-    for part in (linears, attentions):
-        for name, count, unit in part():
+    for part in parts or PARTS:
+        for name, count, unit in PARTS[part]():
             print(f"| {name} | {count:.3f} | {unit} |", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -1,8 +1,9 @@
 #!/bin/bash
-# count.sh DIR: instructions that each hot kernel executes on the emulated Cortex-A76 of setup.sh's DIR, as a table; a few
-# minutes. QEMU_CPU=cortex-a72 counts the path without dot products. Needs a C compiler.
+# count.sh DIR [linear|attention]: instructions that each hot kernel executes on the emulated Cortex-A76 of setup.sh's DIR, as
+# a table; ten minutes. QEMU_CPU=cortex-a72 counts the path without dot products. Needs a C compiler.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd) DIR=$(cd "$1" && pwd)
+shift
 C=$DIR/counting
 export QEMU_CPU=${QEMU_CPU:-cortex-a76}
 
@@ -28,4 +29,4 @@ unset LD_PRELOAD PYTHONHOME
 export LD_LIBRARY_PATH=$C/usr/lib/x86_64-linux-gnu QEMU_LD_PREFIX=$ROOT QEMU_PLUGIN=$C/count.so
 export NUMBA_NUM_THREADS=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=${HERE%/tests/arm}
 export QEMU_UNSET_ENV=LD_LIBRARY_PATH
-exec "$C/usr/bin/qemu-aarch64" "$ROOT/usr/bin/python3.11" "$HERE/count.py"
+exec "$C/usr/bin/qemu-aarch64" "$ROOT/usr/bin/python3.11" "$HERE/count.py" "$@"
