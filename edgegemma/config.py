@@ -46,7 +46,10 @@ class _Section:
 
 @dataclass(frozen=True)
 class TextConfig(_Section):
-    """The decoder. Layers from ``first_shared_layer`` on own no K/V (spec: Gemma 4, KV sharing)."""
+    """The decoder. Layers from ``first_shared_layer`` on own no K/V (spec: Gemma 4, KV sharing).
+
+    ``hidden_size_per_layer_input`` is 0 in a model without per-layer inputs, ``num_experts`` in one without experts.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -68,6 +71,10 @@ class TextConfig(_Section):
     sliding_rope_theta: float
     full_rope_theta: float
     full_partial_rotary_factor: float
+    attention_k_eq_v: bool = False
+    num_experts: int = 0
+    top_k_experts: int = 0
+    moe_intermediate_size: int = 0
 
     @property
     def first_shared_layer(self) -> int:
@@ -90,6 +97,10 @@ class TextConfig(_Section):
     def window_of(self, layer: int) -> int:
         """Keys a query of this layer sees, itself included; 0 means all."""
         return self.sliding_window if self.layer_types[layer] == SLIDING else 0
+
+    def values_of_keys(self, layer: int) -> bool:
+        """Whether a layer makes its values of what its key projection gives."""
+        return self.attention_k_eq_v and self.layer_types[layer] == FULL
 
     def intermediate_of(self, layer: int) -> int:
         """Inner width of the feed-forward block; doubled in shared layers where the model says so."""

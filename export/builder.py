@@ -53,7 +53,7 @@ def float_ref(name: str) -> Ref:
     return Ref(name, AttributeProto.FLOAT)
 
 
-Attribute = int | float | str | Sequence[int] | Ref
+Attribute = int | float | str | Sequence[int] | Ref | onnx.GraphProto
 
 
 def _attribute(name: str, value: Attribute) -> AttributeProto:
@@ -63,10 +63,11 @@ def _attribute(name: str, value: Attribute) -> AttributeProto:
 
 
 class Nodes:
-    """Nodes in the order they were added."""
+    """Nodes in the order they were added; names that it makes up begin with ``prefix``."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
         self.nodes: list[onnx.NodeProto] = []
+        self._prefix = prefix
         self._constants: dict[tuple[str, Attribute], str] = {}
 
     def add(
@@ -132,7 +133,7 @@ class Nodes:
         return self._constants[key, value]
 
     def _fresh(self, kind: str) -> str:
-        return f"{kind.lower()}_{len(self.nodes)}"
+        return f"{self._prefix}{kind.lower()}_{len(self.nodes)}"
 
 
 class Body(Nodes):
@@ -252,7 +253,7 @@ class Graph(Nodes):
         """Stream a bfloat16 or float32 matrix [N, K] in; give its name."""
         weight = f"{module}.weight"
         kind = TensorProto.BFLOAT16 if matrix.bits == 16 else TensorProto.FLOAT
-        shape = (matrix.rows, matrix.columns)
+        shape = (*matrix.leading, matrix.columns)
         room = self._room(weight, kind, shape, matrix.rows * matrix.row_bytes)
         for chunk, _ in matrix.chunks:
             room.write(chunk)
@@ -263,9 +264,10 @@ class Graph(Nodes):
         """Stream a matrix and its scales in; give the names of both. ``shape`` is that of the codes."""
         weight, scale = f"{module}.weight", f"{module}.weight_scale"
         if matrix.bits in FLOAT_BITS:
-            return self.floats(module, matrix), self.tensor(scale, UNUSED_SCALE)
+            unused = np.ones((matrix.stacked, 1, 1), np.float32) if matrix.stacked else UNUSED_SCALE
+            return self.floats(module, matrix), self.tensor(scale, unused)
         rows = self._room(weight, TensorProto.UINT8, shape, matrix.rows * matrix.row_bytes)
-        dims = (matrix.rows, matrix.scale_columns)
+        dims = (*matrix.leading, matrix.scale_columns)
         scales = self._room(scale, TensorProto.FLOAT, dims, 4 * matrix.rows * matrix.scale_columns)
         for chunk, chunk_scale in matrix.chunks:
             rows.write(chunk)

@@ -27,23 +27,26 @@ def weights(
                 graph.tensor(name, vector(source.vector(name)))
             inputs.append(name)
             continue
+        if slot.kind == "rows":
+            inputs.append(graph.floats(name, source.rows(name)))
+            continue
         matrix = source.linear(name)
         inputs += _linear(graph, name, matrix)
         if slot.kind == "clipped":
             assert matrix.clip is not None
             inputs.append(graph.tensor(f"{name}.clip", vector(matrix.clip)))
-        sizes = (matrix.columns, matrix.rows, matrix.bits, matrix.block)
+        sizes = (matrix.columns, matrix.leading[-1], matrix.bits, matrix.block)
         attributes |= {f"{slot.name}_{k}": v for k, v in zip(_SIZES, sizes, strict=True)}
     return inputs, attributes
 
 
 def code_shape(matrix: Matrix) -> tuple[int, ...]:
-    """Give the shape of a linear's weight: MatMulNBits layout for codes, [N, K] for floats."""
+    """Give the shape of a linear's weight: MatMulNBits layout for codes, [N, K] for floats; stacked with an axis before."""
     if matrix.bits in FLOAT_BITS:
-        return matrix.rows, matrix.columns
+        return *matrix.leading, matrix.columns
     blocks, rest = divmod(matrix.columns, matrix.block)
     assert rest == 0
-    return matrix.rows, blocks, matrix.block * matrix.bits // 8
+    return *matrix.leading, blocks, matrix.block * matrix.bits // 8
 
 
 def _linear(graph: Graph, module: str, matrix: Matrix) -> list[str]:

@@ -132,7 +132,7 @@ def _text(f: _Fields) -> TextConfig:
         intermediate_size=f.integer("intermediate_size"),
         use_double_wide_mlp=bool(f.data.get("use_double_wide_mlp", False)),
         num_kv_shared_layers=shared,
-        hidden_size_per_layer_input=f.integer("hidden_size_per_layer_input"),
+        hidden_size_per_layer_input=f.integer("hidden_size_per_layer_input", 0),
         sliding_window=f.integer("sliding_window"),
         max_position_embeddings=f.integer("max_position_embeddings"),
         rms_norm_eps=f.number("rms_norm_eps"),
@@ -140,23 +140,42 @@ def _text(f: _Fields) -> TextConfig:
         sliding_rope_theta=sliding.number("rope_theta"),
         full_rope_theta=full.number("rope_theta"),
         full_partial_rotary_factor=full.number("partial_rotary_factor"),
+        attention_k_eq_v=bool(f.data.get("attention_k_eq_v")),
+        **_experts(f),
     )
 
 
-def _refuse_unsupported(f: _Fields) -> None:
-    """Refuse the larger models of the family by what sets them apart, not by their names."""
-    reasons = {
-        "enable_moe_block": "a mixture of experts (26B-A4B)",
-        "attention_k_eq_v": "values made from keys (26B-A4B, 31B)",
-        "use_bidirectional_attention": "bidirectional attention (26B-A4B, 31B)",
-    }
-    for name, what in reasons.items():
-        if f.data.get(name):
-            raise CheckpointError(f"{f.where}: {name}: {what} is not supported yet")
-    if f.data.get("hidden_size_per_layer_input") == 0:
+def _experts(f: _Fields) -> dict[str, int]:
+    """Give the sizes of the experts, zeros where there are none."""
+    names = ("num_experts", "top_k_experts", "moe_intermediate_size")
+    if not f.data.get("enable_moe_block"):
+        return dict.fromkeys(names, 0)
+    sizes = {name: f.integer(name) for name in names}
+    if sizes["top_k_experts"] > sizes["num_experts"]:
         raise CheckpointError(
-            f"{f.where}: a model without per-layer embeddings is not supported yet"
+            f"{f.where}: top_k_experts: got {sizes['top_k_experts']} of {sizes['num_experts']}"
         )
+    return sizes
+
+
+def _refuse_unsupported(f: _Fields) -> None:
+    """Refuse what no published model has, and what none of our functions does."""
+    plain = f.data.get("hidden_size_per_layer_input") == 0
+    others = {
+        "enable_moe_block": "experts",
+        "attention_k_eq_v": "values made of keys",
+    }
+    for name, what in others.items():
+        if f.data.get(name) and not plain:
+            raise CheckpointError(
+                f"{f.where}: {name}: {what} beside per-layer inputs are not supported"
+            )
+    if plain and f.data.get("num_kv_shared_layers"):
+        raise CheckpointError(
+            f"{f.where}: num_kv_shared_layers: shared K/V without per-layer inputs are not supported"
+        )
+    # "vision": positions of one image see each other. No image goes in, so it changes nothing.
+    f.must_be("use_bidirectional_attention", None, "vision")
     f.must_be("hidden_activation", "gelu_pytorch_tanh")
     f.must_be("attention_bias", False)
     vocabulary = f.data.get("vocab_size")
@@ -166,8 +185,10 @@ def _refuse_unsupported(f: _Fields) -> None:
 def _full_heads(f: _Fields, types: list[str], kv_heads: int, head_dim: int) -> tuple[int, int]:
     """Give ``(kv_heads, head_dim)`` of the full layers, from either style of config."""
     if f.data.get("per_layer_config") is None:
-        # num_global_key_value_heads counts only with attention_k_eq_v, which was refused above.
-        return kv_heads, f.integer("global_head_dim")
+        # num_global_key_value_heads counts only with attention_k_eq_v, and may be null even then.
+        tied = f.data.get("attention_k_eq_v")
+        full = f.integer("num_global_key_value_heads", 1, kv_heads) if tied else kv_heads
+        return full, f.integer("global_head_dim")
     own = f.section("per_layer_config").data
     own = {str(int(k)) if k.isdecimal() else k: v for k, v in own.items()}  # "05" is layer 5
     found: dict[str, set[tuple[int, int]]] = {SLIDING: {(kv_heads, head_dim)}, FULL: set()}

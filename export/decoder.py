@@ -12,7 +12,7 @@ from export import embed
 from export.builder import LAST, Attribute, Graph
 from export.calls import code_shape, weights
 from export.functions import needed
-from export.functions_text import HEAD, LAYER, LAYER_SHARED
+from export.functions_text import HEAD, LAYERS
 from export.source import F32, WeightSource
 
 NAME = "decoder"
@@ -43,6 +43,14 @@ def build_decoder(config: ModelConfig, source: WeightSource, folder: Path) -> No
     decoder.g.save(needed(decoder.g.nodes, source.quantized), config.to_json())
 
 
+def function_of(text: TextConfig, layer: int) -> str:
+    """Name the function of a layer."""
+    if text.hidden_size_per_layer_input:
+        return "DecoderLayer" if layer < text.first_shared_layer else "DecoderLayerShared"
+    kind = "Experts" if text.num_experts else "Plain"
+    return f"DecoderLayer{kind}{'Tied' if text.values_of_keys(layer) else ''}"
+
+
 def inverse_frequencies(text: TextConfig, kind: str) -> F32:
     """Give the angular step a position of each rotated pair; 0 where a pair does not rotate.
 
@@ -68,13 +76,13 @@ class _Decoder:
         self.g, self.source, self.text = g, source, text
         self.hidden = g.input("inputs_embeds", [1, S, text.hidden_size])
         layers, width = text.num_hidden_layers, text.hidden_size_per_layer_input
-        per_layer = g.input("per_layer_inputs", [1, S, layers, width])
+        per_layer = g.input("per_layer_inputs", [1, S, layers, width]) if width else ""
         self.positions = g.input("position_ids", [1, S], TensorProto.INT64)
         self.keep = g.input("num_logits_to_keep", [], TensorProto.INT64)
         g.output("logits", [1, KEEP, text.vocab_size])
         self.present: dict[int, tuple[str, str]] = {}
         self.tables = {kind: self._table(kind) for kind in dict.fromkeys(text.layer_types)}
-        self.per_layer = self._split_owned(self._per_layer_inputs(per_layer))
+        self.per_layer = self._split_owned(self._per_layer_inputs(per_layer)) if width else []
 
     def own_layer(self, layer: int) -> None:
         """Add a layer that owns K/V."""
@@ -129,8 +137,8 @@ class _Decoder:
 
     def _layer(self, layer: int, cache: tuple[str, str], present: tuple[str, ...]) -> None:
         text, module = self.text, f"{MODULE}.layers.{layer}"
-        slots = LAYER if present else LAYER_SHARED
-        inputs, linears = weights(self.g, self.source, f"{module}.", slots)
+        function = function_of(text, layer)
+        inputs, linears = weights(self.g, self.source, f"{module}.", LAYERS[function])
         kv_heads, head_dim = text.heads_of(layer)
         key_scale, value_scale = self.source.cache_scales(text.kv_source(layer))
         attributes: dict[str, Attribute] = {
@@ -142,9 +150,12 @@ class _Decoder:
             "k_cache_scale": float(key_scale),
             "v_cache_scale": float(value_scale),
         }
-        state = [self.hidden, self.per_layer[layer], *self.tables[text.layer_types[layer]]]
+        if text.num_experts:
+            attributes |= {"experts": text.num_experts, "top_k": text.top_k_experts}
+        own = self.per_layer[layer : layer + 1]
+        state = [self.hidden, *own, *self.tables[text.layer_types[layer]]]
         self.hidden = self.g.call(
-            "DecoderLayer" if present else "DecoderLayerShared",
+            function,
             [*state, self.positions, *cache, *inputs],
             attributes | linears,
             [f"{module}.hidden_states", *present],

@@ -1,4 +1,4 @@
-"""embed_tokens.onnx: ids to embeddings and to each layer's own rows."""
+"""embed_tokens.onnx: ids to embeddings and, where layers have such inputs, to each layer's own rows."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def build_embed(config: ModelConfig, source: WeightSource, folder: Path) -> None
     g = Graph(NAME, folder)
     ids = g.input("input_ids", [1, "sequence_length"], TensorProto.INT64)
     _gather(g, source, TABLE, ids, text.hidden_size, "inputs_embeds")
-    rows = _gather(g, source, PER_LAYER_TABLE, ids, width, f"{PER_LAYER_TABLE}.rows")
-    g.op("Reshape", [rows, g.integers(0, 0, layers, width)], "per_layer_inputs", allowzero=0)
     g.output("inputs_embeds", [1, "sequence_length", text.hidden_size])
-    g.output("per_layer_inputs", [1, "sequence_length", layers, width])
+    if width:
+        rows = _gather(g, source, PER_LAYER_TABLE, ids, width, f"{PER_LAYER_TABLE}.rows")
+        g.op("Reshape", [rows, g.integers(0, 0, layers, width)], "per_layer_inputs", allowzero=0)
+        g.output("per_layer_inputs", [1, "sequence_length", layers, width])
     g.save(needed(g.nodes, source.quantized), config.to_json())
 
 

@@ -20,11 +20,14 @@ FIELDS = ("in", "out", "bits", "block")
 
 
 class Slot(NamedTuple):
-    """One weight of a function: its name there, its path under the layer, and what it is."""
+    """One weight of a function: its name there, its path under the layer, and what it is.
+
+    "rows" is a matrix that is float in every package, "experts" a linear for each expert, stacked.
+    """
 
     name: str
     path: str
-    kind: Literal["vector", "linear", "clipped"]
+    kind: Literal["vector", "rows", "linear", "clipped", "experts"]
 
 
 def weight_inputs(slots: Sequence[Slot]) -> list[str]:
@@ -33,6 +36,8 @@ def weight_inputs(slots: Sequence[Slot]) -> list[str]:
     for slot in slots:
         if slot.kind == "vector":
             names.append(slot.name)
+        elif slot.kind == "rows":
+            names.append(f"{slot.name}_weight")
         else:
             names += [f"{slot.name}_weight", f"{slot.name}_scale", f"{slot.name}_activation"]
         if slot.kind == "clipped":
@@ -42,22 +47,24 @@ def weight_inputs(slots: Sequence[Slot]) -> list[str]:
 
 def weight_attributes(slots: Sequence[Slot]) -> list[str]:
     """Give the attribute names of a function's linears, in order."""
-    return [f"{s.name}_{field}" for s in slots if s.kind != "vector" for field in FIELDS]
+    linears = [slot for slot in slots if slot.kind not in ("vector", "rows")]
+    return [f"{slot.name}_{field}" for slot in linears for field in FIELDS]
 
 
 def linear(b: Body, name: str, x: str) -> str:
     """Call Linear on the weights ``NAME_…`` of the function being written."""
     inputs = [x, f"{name}_weight", f"{name}_scale", f"{name}_activation"]
-    return b.call("Linear", inputs, _references(name))[0]
+    return b.call("Linear", inputs, references(name))[0]
 
 
 def clipped_linear(b: Body, name: str, x: str) -> str:
     """Call ClippedLinear on the weights ``NAME_…`` of the function being written."""
     inputs = [x, f"{name}_weight", f"{name}_scale", f"{name}_activation", f"{name}_clip"]
-    return b.call("ClippedLinear", inputs, _references(name))[0]
+    return b.call("ClippedLinear", inputs, references(name))[0]
 
 
-def _references(name: str) -> dict[str, Attribute]:
+def references(name: str) -> dict[str, Attribute]:
+    """Hand on the four attributes of linear ``NAME`` of the function being written."""
     return {field: Ref(f"{name}_{field}") for field in FIELDS}
 
 

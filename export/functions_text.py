@@ -6,6 +6,7 @@ import onnx
 from onnx import TensorProto
 
 from export.builder import Body, Ref, float_ref
+from export.functions_experts import EXPERT_SIZES, EXPERTS, call_experts
 from export.functions_linear import (
     Slot,
     linear,
@@ -36,6 +37,24 @@ LAYER = (
     Slot("layer_scalar", "layer_scalar", "vector"),
 )
 LAYER_SHARED = tuple(s for s in LAYER if s.name not in ("k_proj", "v_proj", "k_norm"))
+_PER_LAYER = ("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
+PLAIN = tuple(s for s in LAYER if s.name not in _PER_LAYER)
+_BRANCHES = (
+    Slot("post_feedforward_layernorm_1", "post_feedforward_layernorm_1.weight", "vector"),
+    *EXPERTS,
+)
+_DOWN = [s.name for s in PLAIN].index("down_proj") + 1
+PLAIN_EXPERTS = (*PLAIN[:_DOWN], *_BRANCHES, *PLAIN[_DOWN:])
+LAYERS: dict[str, tuple[Slot, ...]] = {
+    "DecoderLayer": LAYER,
+    "DecoderLayerShared": LAYER_SHARED,
+    "DecoderLayerPlain": PLAIN,
+    "DecoderLayerPlainTied": tuple(s for s in PLAIN if s.name != "v_proj"),
+    "DecoderLayerExperts": PLAIN_EXPERTS,
+    "DecoderLayerExpertsTied": tuple(s for s in PLAIN_EXPERTS if s.name != "v_proj"),
+}
+"""The weights of each kind of layer, in order."""
+PLAIN_LAYERS = tuple(name for name in LAYERS if LAYERS[name][-2].name not in _PER_LAYER)
 HEAD = (Slot("lm_head", "lm_head", "linear"),)
 
 _STATE = ["hidden_states", "per_layer_input", "cos", "sin", "position_ids"]
@@ -102,6 +121,38 @@ def decoder_layer_shared_body() -> onnx.FunctionProto:
     return b.function()
 
 
+def plain_layer_body(name: str) -> onnx.FunctionProto:
+    """Write one of the layers without per-layer inputs: what it does follows from its weights in `LAYERS`."""
+    slots = LAYERS[name]
+    has = {slot.name for slot in slots}
+    sizes = [*_SIZES, *(EXPERT_SIZES if "router" in has else [])]
+    b = Body(
+        name,
+        [
+            *(s for s in _STATE if s != "per_layer_input"),
+            "past_key",
+            "past_value",
+            *weight_inputs(slots),
+        ],
+        ["hidden_states_out", "present_key", "present_value"],
+        [*sizes, *weight_attributes(slots)],
+    )
+    x = rms(b, "hidden_states", "input_layernorm")
+    query = _rotated(b, rms(b, _heads(b, linear(b, "q_proj", x)), "q_norm"))
+    raw = _heads(b, linear(b, "k_proj", x))
+    key = b.op("Concat", ["past_key", _rotated(b, rms(b, raw, "k_norm"))], "present_key", axis=2)
+    raw = _heads(b, linear(b, "v_proj", x)) if "v_proj" in has else raw
+    value = rms(b, raw, ones(b, b.integers(Ref("head_dim"))))
+    value = b.op("Concat", ["past_value", value], "present_value", axis=2)
+    x = _attended(b, query, key, value)
+    y = _fed(b, x)
+    if "router" in has:
+        y = b.op("Add", [rms(b, y, "post_feedforward_layernorm_1"), call_experts(b, x)])
+    x = b.op("Add", [x, rms(b, y, "post_feedforward_layernorm")])
+    b.op("Mul", [x, "layer_scalar"], "hidden_states_out")
+    return b.function()
+
+
 def _heads(b: Body, x: str) -> str:
     """Turn [1, S, heads·D] into [1, heads, S, D]."""
     split = b.op("Reshape", [x, b.integers(0, 0, -1, Ref("head_dim"))], allowzero=0)
@@ -130,6 +181,17 @@ def _visible(b: Body, key: str) -> str:
 
 def _rest(b: Body, query: str, key: str, value: str) -> None:
     """Attend, and pass the feed-forward and the per-layer block."""
+    x = _attended(b, query, key, value)
+    x = b.op("Add", [x, rms(b, _fed(b, x), "post_feedforward_layernorm")])
+    gate = b.op("Gelu", [linear(b, "per_layer_input_gate", x)], approximate="tanh")
+    y = b.op("Mul", [gate, b.op("Squeeze", ["per_layer_input", b.integers(2)])])
+    y = linear(b, "per_layer_projection", y)
+    x = b.op("Add", [x, rms(b, y, "post_per_layer_input_norm")])
+    b.op("Mul", [x, "layer_scalar"], "hidden_states_out")
+
+
+def _attended(b: Body, query: str, key: str, value: str) -> str:
+    """Add to the hidden states what they see of keys and values."""
     seen = b.op(
         "Attention",
         [query, key, value, _visible(b, key)],
@@ -141,18 +203,14 @@ def _rest(b: Body, query: str, key: str, value: str) -> None:
     )
     seen = b.op("Transpose", [seen], perm=[0, 2, 1, 3])
     seen = linear(b, "o_proj", b.op("Reshape", [seen, b.integers(0, 0, -1)], allowzero=0))
-    x = b.op("Add", ["hidden_states", rms(b, seen, "post_attention_layernorm")])
+    return b.op("Add", ["hidden_states", rms(b, seen, "post_attention_layernorm")])
 
+
+def _fed(b: Body, x: str) -> str:
+    """Give what the gated feed-forward block makes of x."""
     y = rms(b, x, "pre_feedforward_layernorm")
     gate = b.op("Gelu", [linear(b, "gate_proj", y)], approximate="tanh")
-    y = linear(b, "down_proj", b.op("Mul", [gate, linear(b, "up_proj", y)]))
-    x = b.op("Add", [x, rms(b, y, "post_feedforward_layernorm")])
-
-    gate = b.op("Gelu", [linear(b, "per_layer_input_gate", x)], approximate="tanh")
-    y = b.op("Mul", [gate, b.op("Squeeze", ["per_layer_input", b.integers(2)])])
-    y = linear(b, "per_layer_projection", y)
-    x = b.op("Add", [x, rms(b, y, "post_per_layer_input_norm")])
-    b.op("Mul", [x, "layer_scalar"], "hidden_states_out")
+    return linear(b, "down_proj", b.op("Mul", [gate, linear(b, "up_proj", y)]))
 
 
 def head_body() -> onnx.FunctionProto:

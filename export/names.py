@@ -38,18 +38,22 @@ PREFIXES: tuple[tuple[str, str | None], ...] = (
     ("lm_head.", "lm_head."),
     ("model.", f"{LANGUAGE}."),  # Gemma4ForCausalLM
 )
-# (part of a name, what that becomes): the towers' wrapped linears, Google's packed tables.
+# (part of a name, what that becomes): the towers' wrapped linears, Google's packed tables, stacked experts.
 SPELLINGS = (
     (r"\.linear\.", "."),
     (r"\.embedding_quantized$", ".weight"),
     (r"\.embedding_scale$", ".weight_scale"),
+    (r"(\.experts\.(gate_up|down)_proj)$", r"\1.weight"),
 )
 # Buffers that some versions save and nothing needs.
 IGNORED = re.compile(r"rotary_emb\.|inv_freq$|inv_timescales$|\.embed_scale$")
 
 TEXT_NORMS = (
     "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
-    "post_feedforward_layernorm", "post_per_layer_input_norm",
+    "post_feedforward_layernorm",
+)  # fmt: skip
+EXPERT_NORMS = (
+    "post_feedforward_layernorm_1", "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2",
 )  # fmt: skip
 AUDIO_NORMS = (
     "feed_forward1.pre_layer_norm", "feed_forward1.post_layer_norm", "feed_forward2.pre_layer_norm",
@@ -60,7 +64,7 @@ CLIPS = ("input_min", "input_max", "output_min", "output_max")
 ACTIVATIONS = ("input_activation_scale", "output_activation_scale")
 CACHE_SCALES = ("k_cache_scale", "v_cache_scale")
 
-Kind = Literal["linear", "clipped", "table", "rows", "vector"]
+Kind = Literal["linear", "clipped", "experts", "table", "rows", "vector"]
 
 
 @dataclass(frozen=True)
@@ -98,29 +102,59 @@ def _text(c: TextConfig) -> Iterator[tuple[str, Wanted]]:
     H, V, P = c.hidden_size, c.vocab_size, c.hidden_size_per_layer_input
     wide = c.num_hidden_layers * P
     yield f"{LANGUAGE}.embed_tokens", Wanted("table", (V, H))
-    yield f"{LANGUAGE}.embed_tokens_per_layer", Wanted("table", (V, wide))
-    yield f"{LANGUAGE}.per_layer_model_projection", Wanted("rows", (wide, H))
-    yield f"{LANGUAGE}.per_layer_projection_norm.weight", Wanted("vector", (P,))
+    if P:
+        yield f"{LANGUAGE}.embed_tokens_per_layer", Wanted("table", (V, wide))
+        yield f"{LANGUAGE}.per_layer_model_projection", Wanted("rows", (wide, H))
+        yield f"{LANGUAGE}.per_layer_projection_norm.weight", Wanted("vector", (P,))
     yield f"{LANGUAGE}.norm.weight", Wanted("vector", (H,))
     yield HEAD, Wanted("linear", (V, H))
     for i in range(c.num_hidden_layers):
-        layer = f"{LANGUAGE}.layers.{i}"
-        kv_heads, D = c.heads_of(i)
-        inner, queries = c.intermediate_of(i), c.num_attention_heads * D
-        yield f"{layer}.layer_scalar", Wanted("vector", (1,))
-        for norm in TEXT_NORMS:
-            yield f"{layer}.{norm}.weight", Wanted("vector", (H,))
-        yield f"{layer}.self_attn.q_norm.weight", Wanted("vector", (D,))
-        linears = {
-            "self_attn.q_proj": (queries, H), "self_attn.o_proj": (H, queries),
-            "mlp.gate_proj": (inner, H), "mlp.up_proj": (inner, H), "mlp.down_proj": (H, inner),
-            "per_layer_input_gate": (P, H), "per_layer_projection": (H, P),
-        }  # fmt: skip
-        if i < c.first_shared_layer:
-            yield f"{layer}.self_attn.k_norm.weight", Wanted("vector", (D,))
-            linears["self_attn.k_proj"] = linears["self_attn.v_proj"] = (kv_heads * D, H)
-        for name, shape in linears.items():
-            yield f"{layer}.{name}", Wanted("linear", shape)
+        for name, what in (*_layer(c, i), *_per_layer(c), *_experts(c)):
+            yield f"{LANGUAGE}.layers.{i}.{name}", what
+
+
+def _layer(c: TextConfig, i: int) -> Iterator[tuple[str, Wanted]]:
+    """List what every layer has."""
+    H = c.hidden_size
+    kv_heads, D = c.heads_of(i)
+    inner, queries = c.intermediate_of(i), c.num_attention_heads * D
+    yield "layer_scalar", Wanted("vector", (1,))
+    for norm in TEXT_NORMS:
+        yield f"{norm}.weight", Wanted("vector", (H,))
+    yield "self_attn.q_norm.weight", Wanted("vector", (D,))
+    linears = {
+        "self_attn.q_proj": (queries, H), "self_attn.o_proj": (H, queries),
+        "mlp.gate_proj": (inner, H), "mlp.up_proj": (inner, H), "mlp.down_proj": (H, inner),
+    }  # fmt: skip
+    if i < c.first_shared_layer:
+        yield "self_attn.k_norm.weight", Wanted("vector", (D,))
+        linears["self_attn.k_proj"] = (kv_heads * D, H)
+        if not c.values_of_keys(i):
+            linears["self_attn.v_proj"] = (kv_heads * D, H)
+    for name, shape in linears.items():
+        yield name, Wanted("linear", shape)
+
+
+def _per_layer(c: TextConfig) -> Iterator[tuple[str, Wanted]]:
+    """List what a layer has for its per-layer inputs."""
+    H, P = c.hidden_size, c.hidden_size_per_layer_input
+    if P:
+        yield "post_per_layer_input_norm.weight", Wanted("vector", (H,))
+        yield "per_layer_input_gate", Wanted("linear", (P, H))
+        yield "per_layer_projection", Wanted("linear", (H, P))
+
+
+def _experts(c: TextConfig) -> Iterator[tuple[str, Wanted]]:
+    """List what a layer has for its experts."""
+    H, E, inner = c.hidden_size, c.num_experts, c.moe_intermediate_size
+    if E:
+        for norm in EXPERT_NORMS:
+            yield f"{norm}.weight", Wanted("vector", (H,))
+        yield "router.scale", Wanted("vector", (H,))
+        yield "router.per_expert_scale", Wanted("vector", (E,))
+        yield "router.proj", Wanted("rows", (E, H))
+        yield "experts.gate_up_proj", Wanted("experts", (E, 2 * inner, H))
+        yield "experts.down_proj", Wanted("experts", (E, H, inner))
 
 
 def _audio(c: AudioConfig) -> Iterator[tuple[str, Wanted]]:
@@ -212,15 +246,16 @@ def match(config: ModelConfig, tensors: Mapping[str, TensorInfo], tied: bool) ->
 
 def code_bits(name: str, info: TensorInfo, shape: tuple[int, ...]) -> int:
     """Give the bits of packed codes by their type and width; raise `CheckpointError` if they fit none."""
-    rows, columns = shape
+    *rows, columns = shape
     if info.dtype == "I8" and info.shape == shape:
         return 8
     for bits in (2, 4):
-        if info.dtype == "U8" and info.shape == (rows, columns * bits // 8):
+        if info.dtype == "U8" and info.shape == (*rows, columns * bits // 8):
             return bits
+    leading = ", ".join(map(str, rows))
     raise CheckpointError(
         f"{info.file}: {name}: got {info.dtype} {list(info.shape)}; want 2- or 4-bit codes in U8 "
-        f"[{rows}, {columns // 4} or {columns // 2}], I8 {list(shape)}, or floats of that shape"
+        f"[{leading}, {columns // 4} or {columns // 2}], I8 {list(shape)}, or floats of that shape"
     )
 
 
@@ -238,11 +273,12 @@ def _check_scale(
             f"tensor {scale} is missing from the checkpoint: {module} holds codes"
         )
     info = tensors[names[scale]]
-    groups = info.shape[1] if len(info.shape) == 2 else 0
+    rows = what.shape[:-1]
+    groups = info.shape[-1] if len(info.shape) == len(what.shape) else 0
     fits = groups == 1 or (what.kind == "table" and groups > 0 and what.shape[1] % groups == 0)
-    if info.dtype != "F32" or info.shape[0] != what.shape[0] or not fits:
+    if info.dtype != "F32" or info.shape[:-1] != rows or not fits:
         raise CheckpointError(
-            f"{info.file}: {names[scale]}: got {info.dtype} {list(info.shape)}; want F32 [{what.shape[0]}, 1]"
+            f"{info.file}: {names[scale]}: got {info.dtype} {list(info.shape)}; want F32 {[*rows, 1]}"
             + (" or a scale for each equal slice of a row" if what.kind == "table" else "")
         )
 
@@ -252,7 +288,7 @@ def _parts(item: str, what: Wanted) -> list[str]:
     if what.kind == "vector":
         return [item]
     suffixes = ["weight", "weight_scale"]
-    suffixes += ACTIVATIONS if what.kind in ("linear", "clipped") else ()
+    suffixes += ACTIVATIONS if what.kind in ("linear", "clipped", "experts") else ()
     suffixes += CLIPS if what.kind == "clipped" else ()
     return [f"{item}.{suffix}" for suffix in suffixes]
 

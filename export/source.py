@@ -38,6 +38,8 @@ class Matrix:
         Static int8 scales of input and output, 0 = off.
     clip : float32 [4] or None
         Input min, max and output min, max of a clipped linear.
+    stacked : int
+        Matrices of equal size one after the other, one for each expert; ``rows`` counts those of all. 0: one matrix.
     """
 
     rows: int
@@ -48,11 +50,17 @@ class Matrix:
     chunks: Iterable[tuple[npt.NDArray[Any], F32]]
     activation: F32
     clip: F32 | None = None
+    stacked: int = 0
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one packed row."""
         return self.columns * self.bits // 8
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """Dimensions of its tensors before that of the inputs."""
+        return (self.stacked, self.rows // self.stacked) if self.stacked else (self.rows,)
 
 
 class WeightSource(Protocol):
@@ -64,7 +72,7 @@ class WeightSource(Protocol):
     """The head's codes are those of embed_tokens: decoder.onnx then points into embed_tokens.bin."""
 
     def linear(self, module: str) -> Matrix:
-        """Give the matrix [N, K] of a linear. Where the head is tied its chunks are not walked."""
+        """Give the matrix [N, K] of a linear, or the stacked ones of experts. Where the head is tied its chunks are not walked."""
         ...
 
     def table(self, module: str) -> Matrix:
@@ -74,7 +82,7 @@ class WeightSource(Protocol):
     def rows(self, module: str) -> Matrix:
         """Give a matrix that stays float (bits 16 or 32) in every preset.
 
-        These are per_layer_model_projection and, of the audio tower, input_proj_linear,
+        These are per_layer_model_projection, router.proj and, of the audio tower, input_proj_linear,
         relative_k_proj, output_proj and embed_audio.embedding_projection.
         """
         ...

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,15 +40,30 @@ class _Stored:
     module: str
     name: str
     info: TensorInfo
-    rows: int
-    columns: int
+    shape: tuple[int, ...]
+    """[N, K], or [E, N, K] for stacked experts."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all matrices together."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def columns(self) -> int:
+        """Inputs."""
+        return self.shape[-1]
+
+    @property
+    def stacked(self) -> int:
+        """Matrices that are stacked; 0 for one matrix."""
+        return self.shape[0] if len(self.shape) > 2 else 0
 
     @property
     def codes(self) -> int:
         """Bits of its codes; 0 for floats."""
         if self.info.dtype in FLOATS:
             return 0
-        return names.code_bits(self.name, self.info, (self.rows, self.columns))
+        return names.code_bits(self.name, self.info, self.shape)
 
 
 class Weights:
@@ -100,7 +116,7 @@ class Weights:
         return sum(self._stored(module).info.nbytes for module in self.matrices())
 
     def linear(self, module: str) -> Matrix:
-        """Give the matrix of a linear; that of the embedding for a tied head."""
+        """Give the matrix of a linear, or those of all experts; that of the embedding for a tied head."""
         what = self._wanted(module) if module != HEAD or not self.tied_head else None
         if what is None:
             return self._codes(self._stored(TABLE), HEAD, as_table=False)
@@ -127,7 +143,7 @@ class Weights:
         key, value = (self._scalar(f"{module}.{scale}") for scale in names.CACHE_SCALES)
         return key or 0.0, value or 0.0
 
-    def _any(self, module: str, kind: Literal["linear", "clipped", "table", "rows"]) -> Matrix:
+    def _any(self, module: str, kind: names.Kind) -> Matrix:
         if kind == "rows":
             return self.rows(module)
         return self.table(module) if kind == "table" else self.linear(module)
@@ -156,12 +172,13 @@ class Weights:
         else:
             block = _kernel_block(stored)
         rows, columns = stored.rows, stored.columns
-        return Matrix(rows, columns, bits, block, groups, chunks, activation, clip)
+        return Matrix(rows, columns, bits, block, groups, chunks, activation, clip, stored.stacked)
 
     def _float(self, stored: _Stored, activation: F32, clip: F32 | None) -> Matrix:
         bits = 16 if stored.info.dtype == "BF16" else 32
         chunks = self._floats(stored, bits)
-        return Matrix(stored.rows, stored.columns, bits, 0, 1, chunks, activation, clip)
+        rows, columns = stored.rows, stored.columns
+        return Matrix(rows, columns, bits, 0, 1, chunks, activation, clip, stored.stacked)
 
     def _kept(self, stored: _Stored, bits: int, groups: int) -> Iterator[Chunk]:
         """Pass the source's codes through; int8 becomes offset binary, which is one flipped bit."""
@@ -203,7 +220,7 @@ class Weights:
 
     def _read(self, stored: _Stored) -> Iterator[npt.NDArray[Any]]:
         for chunk in self._checkpoint.chunks(stored.name):
-            yield chunk
+            yield chunk.reshape(-1, chunk.shape[-1])
             self._advance(chunk.nbytes)
 
     def _rule_block(self, stored: _Stored, rule: Rule) -> int:
@@ -249,12 +266,12 @@ class Weights:
 
     def _scale(self, stored: _Stored) -> F32:
         scale: F32 = self._checkpoint.array(self._name(f"{stored.module}.weight_scale"))
-        return scale
+        return scale.reshape(stored.rows, -1)
 
     def _scale_columns(self, stored: _Stored) -> int:
         if not stored.codes:
             return 1
-        return self._checkpoint.info(self._name(f"{stored.module}.weight_scale")).shape[1]
+        return self._checkpoint.info(self._name(f"{stored.module}.weight_scale")).shape[-1]
 
     def _wanted(self, module: str) -> Wanted:
         if module not in self._match.wanted:
@@ -262,9 +279,8 @@ class Weights:
         return self._match.wanted[module]
 
     def _stored(self, module: str) -> _Stored:
-        rows, columns = self._wanted(module).shape
         name = self._name(f"{module}.weight")
-        return _Stored(module, name, self._checkpoint.info(name), rows, columns)
+        return _Stored(module, name, self._checkpoint.info(name), self._wanted(module).shape)
 
     def _name(self, tensor: str) -> str:
         if tensor not in self._match.names:

@@ -62,7 +62,8 @@ def _mobile(text: TextConfig) -> tuple[Rule, ...]:
     """Google's mobile mix, from the weights of any checkpoint.
 
     The model with wide shared layers (E2B) has them at 2 bits and its per-layer table at 4; the one
-    without (E4B) the other way round. Rounding without training loses much more at 2 bits than Google's
+    without (E4B) the other way round. The larger models have no such checkpoint: attention and dense blocks get what
+    E4B's have, experts 2 bits, as a token reads few of them and all must be kept. Routers stay float. Rounding without training loses much more at 2 bits than Google's
     trained codes: the report says how much.
     """
     wide = text.use_double_wide_mlp
@@ -73,6 +74,7 @@ def _mobile(text: TextConfig) -> tuple[Rule, ...]:
         Rule(r"language_model\.layers\.\d+\.self_attn\.", 4),
         Rule(r"language_model\.layers\.\d+\.mlp\.", 2 if wide else 4, layers=shared),
         Rule(r"language_model\.layers\.\d+\.mlp\.", 4),
+        Rule(r"language_model\.layers\.\d+\.experts\.", 2),
         Rule(r"\.per_layer_(input_gate|projection)$", 8),
         Rule(r"audio_tower\.layers\.\d+\.lconv1d\.linear_start$", 4),
         Rule(r"audio_tower\.", 2),

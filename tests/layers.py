@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from edgegemma.kernels.conformer import AudioLayerWeights
 from edgegemma.kernels.decoder import DecoderLayerSharedWeights, DecoderLayerWeights
+from edgegemma.kernels.experts import ExpertCodes, ExpertFloats, Experts, MoEFeedForwardWeights
 from edgegemma.kernels.kvcache import KV
 from edgegemma.kernels.linear import CodeMatrix, FloatMatrix, Matrix
+from edgegemma.kernels.plainlayers import PlainWeights
 
 F32 = NDArray[np.float32]
 AUDIO_SHAPES = {
@@ -52,6 +54,44 @@ class Maker:
         scale = self.rng.uniform(0.5, 1.5, (n, 1)) * 2.0 ** (2 - bits) * k**-0.5
         block = next(b for b in (128, 64, 32, 16) if k % b == 0)
         return CodeMatrix(frozen(codes), frozen(scale.astype(np.float32)), steps, bits, block)  # type: ignore[arg-type]
+
+    def stacked(self, experts: int, n: int, k: int, static: bool = False) -> Experts:
+        """Draw a matrix for each expert."""
+        w = self.matrix(experts * n, k, static)
+        if isinstance(w, FloatMatrix):
+            return ExpertFloats(w.rows.reshape(experts, n, k), w.activation)
+        codes, scale = w.codes.reshape(experts, n, -1), w.scale.reshape(experts, n, -1)
+        return ExpertCodes(codes, scale, w.activation, w.bits, w.block)
+
+    def experts(self, hidden: int, inner: int, experts: int, top_k: int) -> MoEFeedForwardWeights:
+        router = FloatMatrix(self.bfloat16(experts, hidden), np.zeros(2, np.float32))
+        frozen(router.activation)
+        return MoEFeedForwardWeights(
+            self.vector(hidden) * 3,
+            router,
+            self.vector(experts),
+            self.vector(hidden),
+            self.stacked(experts, 2 * inner, hidden, static=True),
+            self.stacked(experts, hidden, inner),
+            self.vector(hidden),
+            top_k,
+            1e-6,
+        )
+
+    def plain_layer(
+        self,
+        kind: type[PlainWeights],
+        hidden: int,
+        heads: tuple[int, int],
+        head_dim: int,
+        window: int,
+    ) -> PlainWeights:
+        """Draw a layer without per-layer inputs; one with experts has 6, of which each position takes 2."""
+        layer = self.decoder_layer(hidden, 16, *heads, head_dim, window)
+        experts = self.experts(hidden, 32, 6, 2)._asdict()
+        more = {"post_feedforward_layernorm_1": self.vector(hidden)}
+        values: dict[str, Any] = layer._asdict() | experts | more
+        return kind(*(values[name] for name in kind._fields))
 
     def cache(self, capacity: int, kv_heads: int, width: int, dtype: str) -> KV:
         shape, scales = (capacity, kv_heads, width), (capacity, kv_heads)

@@ -28,7 +28,8 @@ def test_a_config_saved_again_is_the_same_model(variant: str) -> None:
     text = again["text_config"]
     full = [i for i, kind in enumerate(text["layer_types"]) if kind == tiny.F]
     wide = {"head_dim": text.pop("global_head_dim")}
-    del text["num_global_key_value_heads"]
+    if heads := text.pop("num_global_key_value_heads"):
+        wide["num_key_value_heads"] = heads
     text["per_layer_config"] = {f"{i:02}": dict(wide) for i in full}
     again["transformers_version"] = "5.23.0"
     del again["eoa_token_index"]
@@ -39,6 +40,22 @@ def test_a_config_by_layer_type_is_read() -> None:
     raw = tiny.config("e2b")
     raw["text_config"]["per_layer_config"] = {tiny.F: {"head_dim": 64, "num_key_value_heads": 2}}
     assert parse(raw).text.num_global_key_value_heads == 2
+
+
+def test_the_larger_models_are_read() -> None:
+    moe, dense = (parse(tiny.config(variant)).text for variant in ("moe", "dense"))
+    assert (moe.num_experts, moe.top_k_experts, moe.moe_intermediate_size) == (16, 4, 64)
+    assert dense.num_experts == moe.hidden_size_per_layer_input == 0
+    assert [dense.values_of_keys(i) for i in range(6)] == [False] * 5 + [True]
+    assert (dense.heads_of(0), dense.heads_of(5)) == ((2, 32), (1, 64))
+    assert not parse(tiny.config("e2b")).text.values_of_keys(4)
+
+
+def test_more_experts_than_there_are_cannot_be_chosen() -> None:
+    raw = tiny.config("moe")
+    raw["text_config"]["top_k_experts"] = 17
+    with pytest.raises(CheckpointError, match="top_k_experts: got 17 of 16"):
+        parse(raw)
 
 
 def test_a_text_only_config_has_no_audio() -> None:
@@ -92,10 +109,10 @@ def test_other_audio_windows_are_refused() -> None:
         (None, {"text_config": None}, "text_config: got NoneType; want an object"),
         (None, {"eoa_token_id": None, "eoa_token_index": None}, "eoa_token_id is missing"),
         (None, {"eos_token_id": []}, "eos_token_id"),
-        ("text_config", {"enable_moe_block": True}, r"26B-A4B.* not supported yet"),
-        ("text_config", {"attention_k_eq_v": True}, r"26B-A4B, 31B.* not supported yet"),
-        ("text_config", {"use_bidirectional_attention": "vision"}, "not supported yet"),
-        ("text_config", {"hidden_size_per_layer_input": 0}, "without per-layer embeddings"),
+        ("text_config", {"enable_moe_block": True}, "experts beside per-layer inputs are not"),
+        ("text_config", {"attention_k_eq_v": True}, "values made of keys beside per-layer inputs"),
+        ("text_config", {"use_bidirectional_attention": "all"}, "got 'all'; only None is"),
+        ("text_config", {"hidden_size_per_layer_input": 0}, "shared K/V without per-layer inputs"),
         (
             "text_config",
             {"hidden_size": None},

@@ -31,6 +31,8 @@ CONVERSION = [
     ("e4b", "mobile"),
     ("e2b-qat-mobile", "qat-mobile"),
     ("e2b-qat-mobile", "float"),
+    ("moe", "mobile"),
+    ("dense", "q8"),
 ]
 Checkpoints = Callable[[str], Path]
 
@@ -69,7 +71,7 @@ def test_a_package_is_complete_and_checks_out(package: Exporter, variant: str, p
     assert opened.manifest["source"] == {"id": variant, "revision": "local"}
     assert opened.manifest["name"] == variant
     assert "in its original language" in opened.prompts["transcribe"]
-    graphs = {"decoder", "embed_tokens", "audio_encoder"}
+    graphs = {"decoder", "embed_tokens"} | ({"audio_encoder"} if variant in tiny.HEARING else set())
     copied = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     names = {f"{g}.{kind}" for g in graphs for kind in ("onnx", "bin")} | copied
     assert names | {"quantization.json"} <= opened.members.keys()
@@ -135,6 +137,13 @@ def test_float_of_codes_is_what_they_stand_for(package: Exporter) -> None:
     levels = unpack(source[f"{name}.weight"], 2).astype(np.float32) - 2
     want = levels * source[f"{name}.weight_scale"]
     assert np.array_equal(stored(path, f"{name}.weight", np.float32), want.reshape(-1))
+
+
+def test_stacked_experts_keep_their_bits_and_their_order(package: Exporter) -> None:
+    path, source = package("moe", "float"), tiny.tensors("moe")
+    for part in ("gate_up_proj", "down_proj"):
+        name = f"{LANGUAGE}.layers.5.experts.{part}"
+        assert np.array_equal(stored(path, f"{name}.weight", np.uint16), source[name].reshape(-1))
 
 
 def test_half_precision_sources_are_widened_exactly(

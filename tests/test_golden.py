@@ -22,14 +22,24 @@ def executor(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module", params=("e2b", "e4b"))
+@pytest.fixture(scope="module", params=("e2b", "e4b", "moe", "dense"))
 def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=("e2b", "e4b"))
+def hearing(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def model(package: Exporter, variant: str, executor: str) -> Model:
     return open_model(package(variant, "float"), executor)
+
+
+@pytest.fixture(scope="module")
+def hearing_model(package: Exporter, hearing: str, executor: str) -> Model:
+    return open_model(package(hearing, "float"), executor)
 
 
 def forward(model: Model, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -76,11 +86,11 @@ def test_greedy_decoding_matches_transformers_past_the_window(
 
 
 def test_soft_tokens_match_transformers(
-    model: Model, variant: str, golden: Callable[[str], Golden]
+    hearing_model: Model, hearing: str, golden: Callable[[str], Golden]
 ) -> None:
-    want, clips = golden(variant), golden("mel")
+    want, clips = golden(hearing), golden("mel")
     for i in range(2):
-        got = soft_tokens(model, clips[f"wave{i}"].astype(np.int16))
+        got = soft_tokens(hearing_model, clips[f"wave{i}"].astype(np.int16))
         assert got.shape == want[f"soft_tokens{i}"].shape
         assert np.abs(got - want[f"soft_tokens{i}"]).max() <= FLOAT_TOLERANCE
 
@@ -98,10 +108,10 @@ def mixed_logits(model: Model, want: Golden, clips: Golden) -> NDArray[np.float3
 
 
 def test_mixed_prompts_match_transformers(
-    model: Model, variant: str, golden: Callable[[str], Golden]
+    hearing_model: Model, hearing: str, golden: Callable[[str], Golden]
 ) -> None:
-    want = golden(variant)
-    got = mixed_logits(model, want, golden("mel"))
+    want = golden(hearing)
+    got = mixed_logits(hearing_model, want, golden("mel"))
     assert np.abs(got - want["mixed_logits"]).max() <= FLOAT_TOLERANCE
 
 

@@ -167,6 +167,9 @@ def test_impossible_bits_and_blocks_are_refused(bits: int, block: int) -> None:
         ("e2b", "model.audio_tower.layers.2.self_attn.q_proj", 2),
         ("e2b", "model.audio_tower.layers.2.lconv1d.linear_start", 4),
         ("e2b", "model.audio_tower.layers.2.lconv1d.linear_end", 2),
+        ("moe", "model.language_model.layers.5.experts.down_proj", 2),
+        ("moe", "model.language_model.layers.5.mlp.up_proj", 4),
+        ("dense", "model.language_model.layers.5.self_attn.k_proj", 4),
     ],
 )
 def test_mobile_preset_is_googles_mix(variant: str, module: str, bits: int) -> None:

@@ -27,7 +27,12 @@ from tests.conftest import Exporter
 
 F32 = NDArray[np.float32]
 LAYER = "model.language_model.layers.2"
-QUANTIZED = [("e2b", "mobile"), ("e2b-qat-mobile", "qat-mobile")]
+QUANTIZED = [
+    ("e2b", "mobile"),
+    ("e2b-qat-mobile", "qat-mobile"),
+    ("moe", "mobile"),
+    ("dense", "q4"),
+]
 
 
 def judged(package: Path, other: Path) -> str:

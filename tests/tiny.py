@@ -6,7 +6,8 @@ raw PCG64 words, so they are the same on every machine and numpy version; ``test
 transformers computes from exactly these files.
 
 Variants: ``e2b`` (sliding and full layers, shared K/V with double-wide MLP, clipped audio linears), ``e4b`` (two
-K/V heads, 5:1 pattern, no double-wide), ``e2b-qat-mobile`` (e2b in the packed ``quant_method: "gemma"`` layout).
+K/V heads, 5:1 pattern, no double-wide), ``e2b-qat-mobile`` (e2b in the packed ``quant_method: "gemma"`` layout), ``moe``
+and ``dense`` (as 26B-A4B and 31B: no per-layer inputs, values made of keys in full layers, no audio; experts in the first).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import copy
 import json
 import re
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from tests.tiny_shapes import F as F
+from tests.tiny_shapes import S as S
+from tests.tiny_shapes import shapes as shapes
 from tests.tiny_tokenizer import write_tokenizer
 
-VARIANTS = ("e2b", "e4b", "e2b-qat-mobile")
+HEARING = ("e2b", "e4b", "e2b-qat-mobile")
+VARIANTS = (*HEARING, "moe", "dense")
 VOCAB = 512
-S, F = "sliding_attention", "full_attention"
 BF16 = np.uint16  # bit patterns; safetensors writes them under the name BF16
 
 TEXT: dict[str, Any] = {
@@ -54,6 +57,17 @@ E4B = {
     "num_hidden_layers": 12, "layer_types": ([S] * 5 + [F]) * 2, "num_kv_shared_layers": 6,
     "use_double_wide_mlp": False, "num_key_value_heads": 2,
 }  # fmt: skip
+DENSE = {
+    "num_hidden_layers": 6, "layer_types": [S] * 5 + [F], "num_kv_shared_layers": 0,
+    "use_double_wide_mlp": False, "hidden_size_per_layer_input": 0, "num_key_value_heads": 2,
+    "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+    "use_bidirectional_attention": "vision",
+}  # fmt: skip
+MOE = DENSE | {
+    "enable_moe_block": True, "num_experts": 16, "top_k_experts": 4, "moe_intermediate_size": 64,
+    "intermediate_size": 192,
+}  # fmt: skip
+TEXTS = {"e2b": E2B, "e4b": E4B, "e2b-qat-mobile": E2B, "moe": MOE, "dense": DENSE}
 AUDIO: dict[str, Any] = {
     "model_type": "gemma4_audio", "hidden_size": 64, "num_hidden_layers": 3,
     "num_attention_heads": 4, "hidden_act": "silu", "subsampling_conv_channels": [128, 8],
@@ -90,8 +104,9 @@ QAT_KEPT = (
 
 def config(variant: str) -> dict[str, Any]:
     """Return the ``config.json`` of a variant, in the style of the published releases."""
-    text = copy.deepcopy(TEXT) | (E4B if variant == "e4b" else E2B)
-    raw = copy.deepcopy(TOP) | {"text_config": text, "audio_config": copy.deepcopy(AUDIO)}
+    text = copy.deepcopy(TEXT) | copy.deepcopy(TEXTS[variant])
+    audio = copy.deepcopy(AUDIO) if variant in HEARING else None
+    raw = copy.deepcopy(TOP) | {"text_config": text, "audio_config": audio}
     if variant == "e2b-qat-mobile":
         raw["tie_word_embeddings"] = text["tie_word_embeddings"] = False
         raw["audio_config"]["use_clipped_linears"] = False
@@ -101,86 +116,6 @@ def config(variant: str) -> dict[str, Any]:
             "modules_to_not_convert": list(QAT_KEPT),
         }  # fmt: skip
     return raw
-
-
-def shapes(raw: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the name and shape of every BF16 tensor of a checkpoint with this config."""
-    text, audio = raw["text_config"], raw["audio_config"]
-    yield from _text_shapes(text)
-    yield from _audio_shapes(audio)
-    yield (
-        "model.embed_audio.embedding_projection.weight",
-        (text["hidden_size"], audio["output_proj_dims"]),
-    )
-    if not raw["tie_word_embeddings"]:
-        yield "lm_head.weight", (text["vocab_size"], text["hidden_size"])
-
-
-def _text_shapes(text: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    H, L, P = text["hidden_size"], text["num_hidden_layers"], text["hidden_size_per_layer_input"]
-    heads, kv = text["num_attention_heads"], text["num_key_value_heads"]
-    root = "model.language_model."
-    yield root + "embed_tokens.weight", (VOCAB, H)
-    yield root + "embed_tokens_per_layer.weight", (VOCAB, L * P)
-    yield root + "per_layer_model_projection.weight", (L * P, H)
-    yield root + "per_layer_projection_norm.weight", (P,)
-    yield root + "norm.weight", (H,)
-    for i, kind in enumerate(text["layer_types"]):
-        layer = f"{root}layers.{i}."
-        shared = i >= L - text["num_kv_shared_layers"]
-        D = text["head_dim"] if kind == S else text["global_head_dim"]
-        inner = text["intermediate_size"] * (2 if shared and text["use_double_wide_mlp"] else 1)
-        yield layer + "layer_scalar", (1,)
-        for norm in ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
-                     "post_feedforward_layernorm", "post_per_layer_input_norm"):  # fmt: skip
-            yield f"{layer}{norm}.weight", (H,)
-        yield layer + "per_layer_input_gate.weight", (P, H)
-        yield layer + "per_layer_projection.weight", (H, P)
-        yield layer + "self_attn.q_proj.weight", (heads * D, H)
-        yield layer + "self_attn.q_norm.weight", (D,)
-        yield layer + "self_attn.o_proj.weight", (H, heads * D)
-        if not shared:
-            yield layer + "self_attn.k_proj.weight", (kv * D, H)
-            yield layer + "self_attn.v_proj.weight", (kv * D, H)
-            yield layer + "self_attn.k_norm.weight", (D,)
-        yield layer + "mlp.gate_proj.weight", (inner, H)
-        yield layer + "mlp.up_proj.weight", (inner, H)
-        yield layer + "mlp.down_proj.weight", (H, inner)
-
-
-def _audio_shapes(audio: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    C, heads = audio["hidden_size"], audio["num_attention_heads"]
-    c0, c1 = audio["subsampling_conv_channels"]
-    root = "model.audio_tower."
-    yield root + "subsample_conv_projection.layer0.conv.weight", (c0, 1, 3, 3)
-    yield root + "subsample_conv_projection.layer0.norm.weight", (c0,)
-    yield root + "subsample_conv_projection.layer1.conv.weight", (c1, c0, 3, 3)
-    yield root + "subsample_conv_projection.layer1.norm.weight", (c1,)
-    yield root + "subsample_conv_projection.input_proj_linear.weight", (C, c1 * 32)
-    yield root + "output_proj.weight", (audio["output_proj_dims"], C)
-    yield root + "output_proj.bias", (audio["output_proj_dims"],)
-    linears = {
-        "feed_forward1.ffw_layer_1": (4 * C, C), "feed_forward1.ffw_layer_2": (C, 4 * C),
-        "self_attn.q_proj": (C, C), "self_attn.k_proj": (C, C), "self_attn.v_proj": (C, C),
-        "self_attn.post": (C, C), "lconv1d.linear_start": (2 * C, C),
-        "lconv1d.linear_end": (C, C),
-        "feed_forward2.ffw_layer_1": (4 * C, C), "feed_forward2.ffw_layer_2": (C, 4 * C),
-    }  # fmt: skip
-    for i in range(audio["num_hidden_layers"]):
-        layer = f"{root}layers.{i}."
-        for name, shape in linears.items():
-            yield f"{layer}{name}.linear.weight", shape
-            if audio["use_clipped_linears"]:
-                for bound in ("input_min", "input_max", "output_min", "output_max"):
-                    yield f"{layer}{name}.{bound}", ()
-        yield layer + "self_attn.relative_k_proj.weight", (C, C)
-        yield layer + "self_attn.per_dim_scale", (C // heads,)
-        yield layer + "lconv1d.depthwise_conv1d.weight", (C, 1, audio["conv_kernel_size"])
-        for norm in ("feed_forward1.pre_layer_norm", "feed_forward1.post_layer_norm",
-                     "feed_forward2.pre_layer_norm", "feed_forward2.post_layer_norm",
-                     "norm_pre_attn", "norm_post_attn", "norm_out", "lconv1d.pre_layer_norm",
-                     "lconv1d.conv_norm"):  # fmt: skip
-            yield f"{layer}{norm}.weight", (C,)
 
 
 # pattern, low, high; what none of them names is in _range
@@ -195,6 +130,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     (r"embed_tokens_per_layer\.weight$", -0.5, 0.5),
     (r"depthwise_conv1d\.weight$", -0.8, 0.8),
     (r"bias$", -0.5, 0.5),
+    (r"router\.proj\.weight$", -2.5, 2.5),
 )
 
 
@@ -216,7 +152,7 @@ def _range(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return 0.5 * unit, 1.5 * unit
     if len(shape) == 1:
         return 0.5, 1.5
-    width = float((3.0 / np.prod(shape[1:])) ** 0.5)
+    width = float((3.0 / np.prod(shape[2 if "experts" in name else 1 :])) ** 0.5)
     return -width, width
 
 

@@ -59,9 +59,35 @@ BODIES: dict[str, frozenset[str]] = {
             "82484b60b07f7074191fa45b11e35c2d0eecf9a9c36b035433518b1d1e5f6c10",
         }
     ),
+    "DecoderLayerExperts": frozenset(
+        {
+            "76860f74a44cf95372291d1953dbdfa5766230b0aa72a1d5c48882debe5cbacd",
+        }
+    ),
+    "DecoderLayerExpertsTied": frozenset(
+        {
+            "89c75239b89c29aab91c1acad8046d82156767d42ab170d4d36597b2330224fa",
+        }
+    ),
+    "DecoderLayerPlain": frozenset(
+        {
+            "31190ce79e982c847303f6230eaf4016944a162db785128e583c0af6c63e4405",
+        }
+    ),
+    "DecoderLayerPlainTied": frozenset(
+        {
+            "5f42391dd20146962b92f1f4a191cbe95d01924e8fa403ff4ecc829e50e2cfdb",
+        }
+    ),
     "DecoderLayerShared": frozenset(
         {
             "fb433d4774437eba0f6180c278ddba45272beb0f57212da84fcc97bcbbb75a63",
+        }
+    ),
+    "ExpertLinear": frozenset(
+        {
+            "f273aff7b8ae8319c77da7869d0d385c4ccb641365acd835049c218e7a848b8b",
+            "838bbb4788f4ab5144b85afa0a1c2a48f44c3c5598c64b96911a027fd8992fba",
         }
     ),
     "GatherRows": frozenset(
@@ -79,6 +105,11 @@ BODIES: dict[str, frozenset[str]] = {
         {
             "fcf6c2b63ec05fc5d07308ae07c16b726a1beaf3a360784fc29df5da1ededa7d",
             "d5026236cfb52468fcd716b2060a843a253f0867f245918677dbe05d4b054eb5",
+        }
+    ),
+    "MoEFeedForward": frozenset(
+        {
+            "9fb82b733d91c2c0d15ef4796904fe6885b883cff0f5f33292e594aa6dc2bd3d",
         }
     ),
     "PerLayerInputs": frozenset(

@@ -10,6 +10,8 @@ from edgegemma.errors import PackageError
 
 LIMIT = 1 << 24  # of any one number: 64 times the vocabulary
 _WHERE = "manifest.json: config"
+_EXPERTS = ("num_experts", "top_k_experts", "moe_intermediate_size")
+_MAY_BE_ZERO = ("num_kv_shared_layers", "hidden_size_per_layer_input", *_EXPERTS)
 
 
 def check_config(config: ModelConfig) -> None:
@@ -33,7 +35,7 @@ def check_config(config: ModelConfig) -> None:
 
 def _check_text(text: TextConfig) -> None:
     where = f"{_WHERE}.text"
-    _check_sizes(text, where, ("num_kv_shared_layers",))
+    _check_sizes(text, where, _MAY_BE_ZERO)
     layers, shared = text.num_hidden_layers, text.num_kv_shared_layers
     if len(text.layer_types) != layers or not set(text.layer_types) <= {SLIDING, FULL}:
         raise PackageError(f"{where}.layer_types: want {layers} of {SLIDING!r} and {FULL!r}")

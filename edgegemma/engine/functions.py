@@ -8,8 +8,9 @@ are in `functions_audio`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,21 +26,31 @@ from edgegemma.errors import InputError, PackageError
 from edgegemma.kernels import decoder
 from edgegemma.kernels.decoder import DecoderLayerSharedWeights, DecoderLayerWeights
 from edgegemma.kernels.gather import gather_rows
+from edgegemma.kernels.plainlayers import (
+    DecoderLayerExpertsTiedWeights,
+    DecoderLayerExpertsWeights,
+    DecoderLayerPlainTiedWeights,
+    DecoderLayerPlainWeights,
+    decoder_layer_plain,
+)
 from edgegemma.kernels.rotary import rotary_table
 from edgegemma.package import Package
 
 _PAST = re.compile(r"past_key_values\.(\d{1,4})\.key")
 _PRESENT = re.compile(r"present\.(\d{1,4})\.key")
-_NORMS = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Where a decoder step is: it reads positions ``start`` to ``stop`` of a cache."""
+    """Where a decoder step is: it reads positions ``start`` to ``stop`` of a cache.
+
+    ``reads`` gets the bytes of weights whose number is known only when a call has run, by kind.
+    """
 
     cache: KVCache
     start: int
     stop: int
+    reads: Counter[str] = field(default_factory=Counter)
 
 
 def bind(package: Package, graph: Graph, node: Node) -> Call:
@@ -156,6 +167,18 @@ def _ends(graph: Graph, value: str) -> dict[str, int]:
     return dict(zip(takers[0].outputs, np.cumsum(sizes).tolist(), strict=False))
 
 
+LAYERS: dict[str, tuple[Any, Any]] = {
+    "DecoderLayer": (decoder.decoder_layer, DecoderLayerWeights),
+    "DecoderLayerShared": (decoder.decoder_layer_shared, DecoderLayerSharedWeights),
+    "DecoderLayerPlain": (decoder_layer_plain, DecoderLayerPlainWeights),
+    "DecoderLayerPlainTied": (decoder_layer_plain, DecoderLayerPlainTiedWeights),
+    "DecoderLayerExperts": (decoder_layer_plain, DecoderLayerExpertsWeights),
+    "DecoderLayerExpertsTied": (decoder_layer_plain, DecoderLayerExpertsTiedWeights),
+}
+"""The kernel of each kind of layer, and the weights it takes: what a layer is and does follows from their names."""
+OWNERS = frozenset(name for name, (_, kind) in LAYERS.items() if "k_proj" in kind._fields)
+
+
 def _layer_sizes(w: Weights) -> dict[str, Any]:
     sizes: dict[str, Any] = {name: w.integer(name) for name in ("heads", "kv_heads", "head_dim")}
     sizes["window"] = w.integer("window", 0)
@@ -166,66 +189,83 @@ def _layer_sizes(w: Weights) -> dict[str, Any]:
     return sizes
 
 
-def _layer_weights(w: Weights, own: bool) -> tuple[dict[str, Any], int]:
+def _layer_weights(w: Weights, names: Sequence[str]) -> tuple[dict[str, Any], int]:
     """Take the weights of a decoder layer; give the kernel's fields and the floats of its scratch."""
     fields = _layer_sizes(w)
-    hidden, inner = w.integer("q_proj_in"), w.integer("gate_proj_out")
-    per_layer, dim = w.integer("per_layer_input_gate_out"), fields["head_dim"]
+    hidden, inner, dim = w.integer("q_proj_in"), w.integer("gate_proj_out"), fields["head_dim"]
     queries, keys = fields["heads"] * dim, fields["kv_heads"] * dim
-    for name in ("input_layernorm", *_NORMS, "post_per_layer_input_norm"):
-        fields[name] = w.vector(name, hidden)
-    fields["q_norm"] = w.vector("q_norm", dim)
-    fields["layer_scalar"] = w.vector("layer_scalar", 1)
     matrices = {
         "q_proj": (queries, hidden),
+        "k_proj": (keys, hidden),
+        "v_proj": (keys, hidden),
         "o_proj": (hidden, queries),
         "gate_proj": (inner, hidden),
         "up_proj": (inner, hidden),
         "down_proj": (hidden, inner),
-        "per_layer_input_gate": (per_layer, hidden),
-        "per_layer_projection": (hidden, per_layer),
     }
-    if own:
-        fields["k_norm"] = w.vector("k_norm", dim)
-        matrices |= {"k_proj": (keys, hidden), "v_proj": (keys, hidden)}
-    for name, (outputs, inputs) in matrices.items():
-        fields[name] = w.linear(name, outputs, inputs)
-    return fields, 4 * hidden + 2 * inner + 2 * (queries + keys)
+    if "per_layer_input_gate" in names:
+        per_layer = w.integer("per_layer_input_gate_out")
+        matrices["per_layer_input_gate"] = (per_layer, hidden)
+        matrices["per_layer_projection"] = (hidden, per_layer)
+    scratch = 4 * hidden + 2 * inner + 2 * (queries + keys)
+    if "router" in names:
+        fields |= _expert_weights(w, hidden)
+        scratch += 4 * hidden + 3 * w.integer("expert_down_in")
+    vectors = {"q_norm": dim, "k_norm": dim, "layer_scalar": 1}
+    for name in names:
+        if name in matrices:
+            fields[name] = w.linear(name, *matrices[name])
+        elif name not in fields:
+            fields[name] = w.vector(name, vectors.get(name, hidden))
+    return fields, scratch
 
 
-_VALUES = ("hidden_states", "per_layer_input", "cos", "sin", "position_ids")
+def _expert_weights(w: Weights, hidden: int) -> dict[str, Any]:
+    """Take a router and its experts."""
+    count, top_k, inner = w.integer("experts"), w.integer("top_k"), w.integer("expert_down_in")
+    if top_k > count:
+        raise w.wrong("top_k", top_k, f"at most {count}")
+    return {
+        "top_k": top_k,
+        "router": w.floats("router_weight", count, hidden),
+        "per_expert_scale": w.vector("per_expert_scale", count),
+        "expert_gate_up": w.experts("expert_gate_up", count, 2 * inner, hidden),
+        "expert_down": w.experts("expert_down", count, hidden, inner),
+    }
 
 
-def _decoder_layer(package: Package, graph: Graph, node: Node) -> Call:
-    return _layer(package, graph, node, own=True)
-
-
-def _decoder_layer_shared(package: Package, graph: Graph, node: Node) -> Call:
-    return _layer(package, graph, node, own=False)
-
-
-def _layer(package: Package, graph: Graph, node: Node, own: bool) -> Call:
+def _layer(package: Package, graph: Graph, node: Node) -> Call:
     w = Weights(package, graph, node)
-    fields, width = _layer_weights(w, own)
+    kernel, kind = LAYERS[node.op]
+    fields, width = _layer_weights(w, kind._fields)
+    own = node.op in OWNERS
     slot = _slot(w, package, fields, own)
+    hidden, half = w.integer("q_proj_in"), fields["head_dim"] // 2
+    tails: dict[str, tuple[int, ...]] = {"cos": (half,), "sin": (half,)}
+    if "per_layer_input_gate" in fields:
+        tails = {"per_layer_input": (1, w.integer("per_layer_input_gate_out"))} | tails
     state_names = ("past_key", "past_value") if own else ("key", "value")
-    given = w.given(*_VALUES, *state_names)
-    sizes = w.integer("q_proj_in"), w.integer("per_layer_input_gate_out"), fields["head_dim"] // 2
-    kind = DecoderLayerWeights if own else DecoderLayerSharedWeights
+    given = w.given("hidden_states", *tails, "position_ids", *state_names)
     layer: Any = kind(**fields)
-    kernel = decoder.decoder_layer if own else decoder.decoder_layer_shared
     where = f"{graph.name}: {node.name}"
+    counted = kernel is decoder_layer_plain
 
     def run(values: Sequence[Any], chunk: Chunk) -> Sequence[Any]:
-        x = rows(where, values[0], sizes[0])
-        ple = rows(where, values[1], 1, sizes[1], count=len(x))[:, 0]
-        cos, sin = (rows(where, v, sizes[2], count=len(x)) for v in values[2:4])
-        position = _position(where, values[4], len(x), chunk, own)
-        y = kernel(x, ple, cos, sin, position, chunk.cache.slot(slot), layer)[None]
-        return (y, None, None) if own else (y,)
+        x = rows(where, values[0], hidden)
+        beside = [
+            rows(where, value, *tail, count=len(x)).reshape(len(x), tail[-1])
+            for value, tail in zip(values[1:-1], tails.values(), strict=True)
+        ]
+        position = _position(where, values[-1], len(x), chunk, own)
+        y = kernel(x, *beside, position, chunk.cache.slot(slot), layer)
+        if counted:
+            y, used = y
+            chunk.reads["experts"] += used * w.expert_bytes
+        return (y[None], None, None) if own else (y[None],)
 
-    after = () if own else given[len(_VALUES) :]
-    return Call(node, given[: len(_VALUES)], run, after, w.reads, width)
+    taken = len(given) - len(state_names)
+    after = () if own else given[taken:]
+    return Call(node, given[:taken], run, after, w.reads, width)
 
 
 def _slot(w: Weights, package: Package, sizes: dict[str, Any], own: bool) -> int:
@@ -280,8 +320,7 @@ _BINDERS: dict[str, Callable[[Package, Graph, Node], Call]] = {
     "GatherRows": _gather_rows,
     "RotaryTable": _rotary_table,
     "PerLayerInputs": _per_layer_inputs,
-    "DecoderLayer": _decoder_layer,
-    "DecoderLayerShared": _decoder_layer_shared,
+    **dict.fromkeys(LAYERS, _layer),
     "Head": _head,
     "AudioSubsample": functions_audio.subsample,
     "AudioLayer": functions_audio.layer,

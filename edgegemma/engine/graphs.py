@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from edgegemma.config import ModelConfig
+import numpy as np
+from numpy.typing import NDArray
+
+from edgegemma.config import ModelConfig, TextConfig
 from edgegemma.engine import graph
 from edgegemma.engine.graph import Graph
+from edgegemma.engine.values import rows
 from edgegemma.errors import PackageError
 from edgegemma.package import Package
 
+F32 = NDArray[np.float32]
+
 EMBED, DECODER, AUDIO = "embed_tokens.onnx", "decoder.onnx", "audio_encoder.onnx"
+PER_LAYER = "per_layer_inputs"
 
 
 def load(package: Package) -> dict[str, Graph]:
@@ -34,7 +42,7 @@ def interfaces(config: ModelConfig) -> dict[str, tuple[set[str], set[str]]]:
     """Give the names of the inputs and outputs of each graph that a package of this config has."""
     layers = range(config.text.first_shared_layer)
     keys = [f"{i}.{part}" for i in layers for part in ("key", "value")]
-    text = {"inputs_embeds", "per_layer_inputs"}
+    text = {"inputs_embeds"} | ({PER_LAYER} if config.text.hidden_size_per_layer_input else set())
     found = {
         EMBED: ({"input_ids"}, text),
         DECODER: (
@@ -52,6 +60,22 @@ def interfaces(config: ModelConfig) -> dict[str, tuple[set[str], set[str]]]:
             {"audio_features"} | {f"present_{name}" for name in carried},
         )
     return found
+
+
+def embedded(text: TextConfig, found: Mapping[str, Any], count: int) -> tuple[F32, F32]:
+    """Check what the embedding graph gave for so many tokens; a model without per-layer inputs has them 0 wide.
+
+    Returns
+    -------
+    embeds : float32 [S, H]
+    per_layer : float32 [S, L, P]
+    """
+    layers, width = text.num_hidden_layers, text.hidden_size_per_layer_input
+    per_layer = found.get(PER_LAYER, np.zeros((1, count, layers, 0), np.float32))
+    return (
+        rows(EMBED, found["inputs_embeds"], text.hidden_size, count=count),
+        rows(EMBED, per_layer, layers, width, count=count),
+    )
 
 
 def _check_names(where: str, got: Iterable[str], want: set[str]) -> None:

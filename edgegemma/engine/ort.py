@@ -83,14 +83,9 @@ class OrtModel(Model):
         return _guarded(name, lambda: list(session.run(list(outputs), dict(feeds), options)))
 
     def _embed(self, ids: I64) -> tuple[F32, F32]:
-        text, count = self.config.text, len(ids)
-        layers, width = text.num_hidden_layers, text.hidden_size_per_layer_input
-        outputs = ("inputs_embeds", "per_layer_inputs")
-        embeds, per_layer = self._run(EMBED, outputs, {"input_ids": ids[None]})
-        return (
-            rows(EMBED, embeds, text.hidden_size, count=count),
-            rows(EMBED, per_layer, layers, width, count=count),
-        )
+        names = [value.name for value in self._session(EMBED).get_outputs()]
+        found = dict(zip(names, self._run(EMBED, names, {"input_ids": ids[None]}), strict=True))
+        return graphs.embedded(self.config.text, found, len(ids))
 
     def _new_cache(self, capacity: int, _slack: int | None) -> Cache:
         text = self.config.text

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgegemma.engine import abi, budget, graphs, plan
 from edgegemma.engine.cache import SLACK, Kind, KVCache, Layout
-from edgegemma.engine.functions import Chunk, bind
+from edgegemma.engine.functions import OWNERS, Chunk, bind
 from edgegemma.engine.graph import Graph
 from edgegemma.engine.graphs import AUDIO, DECODER, EMBED
 from edgegemma.engine.model import CHUNK, F32, FRAMES, I64, AudioState, Cache, Model
@@ -106,15 +106,17 @@ class EngineModel(Model):
 
     def _embed(self, ids: I64) -> tuple[F32, F32]:
         text, count = self.config.text, len(ids)
-        outputs = ("inputs_embeds", "per_layer_inputs")
-        embeds, per_layer = self._run(EMBED, outputs, {"input_ids": ids[None]}, None, count > 1)
+        names = tuple(self._programs[EMBED].graph.outputs)
+        found = dict(
+            zip(
+                names,
+                self._run(EMBED, names, {"input_ids": ids[None]}, None, count > 1),
+                strict=True,
+            )
+        )
         width = sum(call.row_bytes for call in self._programs[EMBED].calls)
         self.counters.read_bytes["rows"] += width * count
-        layers = text.num_hidden_layers
-        return (
-            rows(EMBED, embeds, text.hidden_size, count=count),
-            rows(EMBED, per_layer, layers, text.hidden_size_per_layer_input, count=count),
-        )
+        return graphs.embedded(text, found, count)
 
     def _new_cache(self, capacity: int, slack: int | None) -> KVCache:
         text = self.config.text
@@ -135,7 +137,9 @@ class EngineModel(Model):
             "num_logits_to_keep": np.array(keep, np.int64),
         }
         outputs = [*(["logits"] if keep else []), *self._present]
-        results = self._run(DECODER, outputs, feeds, Chunk(cache, start, start + count), count > 1)
+        chunk = Chunk(cache, start, start + count)
+        results = self._run(DECODER, outputs, feeds, chunk, count > 1)
+        self.counters.read_bytes.update(chunk.reads)
         cache.advance(count)
         vocabulary = self.config.text.vocab_size
         if not keep:
@@ -172,6 +176,6 @@ class EngineModel(Model):
 
 def _check_present(decoder: Graph, present: Sequence[str]) -> None:
     """Keys and values that a shared layer reads must come from a layer that writes them."""
-    owners = {name for node in decoder.nodes if node.op == "DecoderLayer" for name in node.outputs}
+    owners = {name for node in decoder.nodes if node.op in OWNERS for name in node.outputs}
     if missing := set(present) - owners:
         raise PackageError(f"{decoder.name}: {min(missing)!r} is not the output of a layer")

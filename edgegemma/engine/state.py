@@ -61,7 +61,8 @@ class Counters:
     calls : Counter
         Steps by kind: "embed", "prefill" (no logits), "logits", "audio".
     read_bytes : Counter
-        Bytes of weights that steps read, by kind: "linear", "head", "float", "vector", "rows".
+        Bytes of weights that steps read, by kind: "linear", "head", "float", "vector", "rows", and "experts", of which
+        those that some position chose.
         Only our engine counts them.
     """
 

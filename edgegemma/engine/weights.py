@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgegemma.engine.graph import Graph, Node, Tensor
 from edgegemma.errors import PackageError, UnsupportedError
+from edgegemma.kernels.experts import ExpertCodes, ExpertFloats, Experts
 from edgegemma.kernels.linear import CodeMatrix, FloatMatrix, Matrix
 from edgegemma.package import Package
 
@@ -29,7 +30,9 @@ class Weights:
     ----------
     node : Node
     reads : dict
-        Bytes of the weights taken so far, by kind.
+        Bytes of the weights taken so far that every run reads, by kind.
+    expert_bytes : int
+        Bytes of one expert's weights taken so far: how many are read is known after the run.
     """
 
     def __init__(self, package: Package, graph: Graph, node: Node) -> None:
@@ -40,7 +43,7 @@ class Weights:
                 f"{graph.name}: {node.name!r}: got {len(node.inputs)} inputs and "
                 f"{len(node.outputs)} outputs; want {len(names)} and {len(results)}"
             )
-        self.node, self.reads = node, dict[str, int]()
+        self.node, self.reads, self.expert_bytes = node, dict[str, int](), 0
         self.values = dict(zip(names, node.inputs, strict=True))
         self._package, self._graph = package, graph
         self._taken: set[str] = set()
@@ -81,21 +84,15 @@ class Weights:
         kind : str
             Under which it counts in `reads`.
         """
-        for field, want in (("in", inputs), ("out", outputs)):
-            if (got := self.integer(f"{name}_{field}")) != want:
-                raise self.wrong(f"{name}_{field}", got, want)
-        bits, block = self.integer(f"{name}_bits"), self.integer(f"{name}_block", 0)
-        activation = self._array(f"{name}_activation", "float32", 2)
-        if bits in CODE_BITS:
-            matrix: Matrix = self._codes(name, outputs, inputs, bits, block, activation)
-            self._count(kind, matrix[0].nbytes + matrix[1].nbytes)
-            return matrix
-        if bits not in FLOATS or block:
-            raise self.wrong(f"{name}_bits", bits, f"one of {CODE_BITS}, or 16 or 32 in block 0")
-        self._array(f"{name}_scale", "float32", 1, 1)
-        rows = self._array(f"{name}_weight", FLOATS[bits], outputs, inputs)
-        self._count(kind, rows.nbytes)
-        return FloatMatrix(rows, activation)
+        w = self._matrix(name, (outputs,), inputs)
+        self._count(kind, _size(w))
+        return w
+
+    def experts(self, name: str, count: int, outputs: int, inputs: int) -> Experts:
+        """Give the matrices of linear ``NAME`` of all experts; each one's bytes count in `expert_bytes`."""
+        w = self._matrix(name, (count, outputs), inputs)
+        self.expert_bytes += _size(w) // count
+        return ExpertCodes(*w) if isinstance(w, CodeMatrix) else ExpertFloats(*w)
 
     def clipped(self, name: str, outputs: int, inputs: int) -> tuple[Matrix, F32]:
         """Give the matrix of clipped linear ``NAME`` and its four bounds."""
@@ -146,18 +143,35 @@ class Weights:
         tensor = self.values.get(name, name)
         return PackageError(f"{self._where}: {tensor}: got {got}; want {want}")
 
+    def _matrix(self, name: str, leading: tuple[int, ...], inputs: int) -> Matrix:
+        """Check the inputs and attributes of linear ``NAME``, whose tensors are [*leading, K] or in blocks of K."""
+        for field, want in (("in", inputs), ("out", leading[-1])):
+            if (got := self.integer(f"{name}_{field}")) != want:
+                raise self.wrong(f"{name}_{field}", got, want)
+        bits, block = self.integer(f"{name}_bits"), self.integer(f"{name}_block", 0)
+        activation = self._array(f"{name}_activation", "float32", 2)
+        if bits in CODE_BITS:
+            codes, scale = self._codes(name, leading, inputs, bits, block)
+            return CodeMatrix(codes, scale, activation, bits, block)
+        if bits not in FLOATS or block:
+            raise self.wrong(f"{name}_bits", bits, f"one of {CODE_BITS}, or 16 or 32 in block 0")
+        self._array(f"{name}_scale", "float32", *leading[:-1], 1, 1)
+        return FloatMatrix(
+            self._array(f"{name}_weight", FLOATS[bits], *leading, inputs), activation
+        )
+
     def _codes(
-        self, name: str, outputs: int, inputs: int, bits: int, block: int, activation: F32
-    ) -> CodeMatrix:
+        self, name: str, leading: tuple[int, ...], inputs: int, bits: int, block: int
+    ) -> tuple[NDArray[np.uint8], F32]:
         if not block or block % 16 or inputs % block:
             raise self.wrong(f"{name}_block", block, f"a multiple of 16 that divides {inputs}")
         blocks, width = inputs // block, block * bits // 8
-        codes = self._array(f"{name}_weight", "uint8", outputs, blocks, width)
+        codes = self._array(f"{name}_weight", "uint8", *leading, blocks, width)
         columns = self.tensor(f"{name}_scale").shape[-1:]
         if columns not in ((1,), (blocks,)):
             raise self.wrong(f"{name}_scale", columns, f"1 or {blocks} columns")
-        scale = self._array(f"{name}_scale", "float32", outputs, *columns)
-        return CodeMatrix(codes.reshape(outputs, blocks * width), scale, activation, bits, block)
+        scale = self._array(f"{name}_scale", "float32", *leading, *columns)
+        return codes.reshape(*leading, blocks * width), scale
 
     def _array(self, name: str, dtype: str, *shape: int) -> NDArray[Any]:
         tensor = self.tensor(name)
@@ -182,3 +196,8 @@ class Weights:
 
 
 _OFF: F32 = np.frombuffer(bytes(8), np.float32)  # no static activation scales
+
+
+def _size(w: Matrix) -> int:
+    """Bytes of a matrix and its scales."""
+    return w.codes.nbytes + w.scale.nbytes if isinstance(w, CodeMatrix) else w.rows.nbytes

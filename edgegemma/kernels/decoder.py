@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, prange
+from numba.extending import overload
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
@@ -202,21 +203,43 @@ def _checked(
 
 @njit(cache=True)
 def _decoder_layer(x, ple, cos, sin, position, cache, w, out):  # type: ignore[no-untyped-def]
-    count, d = x.shape[0], w.head_dim
     n = np.empty_like(x)
     _rms(x, w.input_layernorm, w.eps, n)
+    _write_own(n, cos, sin, position, cache, w)
+    _rest(x, n, ple, cos, sin, position, cache, w, out)
+
+
+@njit(inline="always")
+def _write_own(n, cos, sin, position, cache, w):  # type: ignore[no-untyped-def]
+    """Write the keys and values of normalized rows n into the cache."""
+    count, d = n.shape[0], w.head_dim
     raw = np.empty((count, w.kv_heads * d), np.float32)
     key, value = np.empty_like(raw), np.empty_like(raw)
     shape = (count * w.kv_heads, d)
     _linear(n, w.k_proj, raw)
     _rms(raw.reshape(shape), w.k_norm, w.eps, key.reshape(shape))
-    _linear(n, w.v_proj, raw)
+    _values(n, w, raw)
     _rms_plain(raw.reshape(shape), w.eps, value.reshape(shape))
     keys = key.reshape((count, w.kv_heads, d))
     _rotate(keys, cos, sin)
     values = value.reshape((count, w.kv_heads, d))
     _append(keys, values, position, cache, w.k_cache_scale, w.v_cache_scale)
-    _rest(x, n, ple, cos, sin, position, cache, w, out)
+
+
+def _values(n: Any, w: Any, raw: Any) -> None:
+    """Write the product of v_proj to raw; leave that of k_proj there for a layer without one."""
+    raise NotImplementedError
+
+
+@overload(_values)
+def _overload_values(n, w, raw):  # type: ignore[no-untyped-def]
+    if "v_proj" not in w.instance_class._fields:
+        return lambda n, w, raw: None
+
+    def own(n, w, raw):  # type: ignore[no-untyped-def]
+        _linear(n, w.v_proj, raw)
+
+    return own
 
 
 @njit(cache=True)
@@ -229,6 +252,15 @@ def _decoder_layer_shared(x, ple, cos, sin, position, cache, w, out):  # type: i
 @njit(inline="always")
 def _rest(x, n, ple, cos, sin, position, cache, w, out):  # type: ignore[no-untyped-def]
     """Do what follows the keys and values: query, attention, feed-forward, per-layer block."""
+    y = np.empty_like(x)
+    _attention(x, n, cos, sin, position, cache, w, y, out)
+    _feed_forward(out, n, y, w)
+    _per_layer_block(out, ple, y, w)
+
+
+@njit(inline="always")
+def _attention(x, n, cos, sin, position, cache, w, y, out):  # type: ignore[no-untyped-def]
+    """Write x and what its normalized rows n see in the cache to out; y is scratch."""
     count, d = x.shape[0], w.head_dim
     raw = np.empty((count, w.heads * d), np.float32)
     query = np.empty_like(raw)
@@ -237,17 +269,21 @@ def _rest(x, n, ple, cos, sin, position, cache, w, out):  # type: ignore[no-unty
     queries = query.reshape((count, w.heads, d))
     _rotate(queries, cos, sin)
     _attend(queries, cache, position, w.window, raw.reshape((count, w.heads, d)))
-    y = np.empty_like(x)
     _linear(raw, w.o_proj, y)
     _copy(x, out)
     _add_rms(out, y, w.post_attention_layernorm, w.eps, 1.0)
-    _feed_forward(out, n, y, w)
-    _per_layer_block(out, ple, y, w)
 
 
 @njit(inline="always")
 def _feed_forward(x, n, y, w):  # type: ignore[no-untyped-def]
     """Add the gated feed-forward block to x; n and y are scratch."""
+    _gated(x, n, y, w)
+    _add_rms(x, y, w.post_feedforward_layernorm, w.eps, 1.0)
+
+
+@njit(inline="always")
+def _gated(x, n, y, w):  # type: ignore[no-untyped-def]
+    """Write what the gated feed-forward block makes of x to y; n is scratch."""
     _rms(x, w.pre_feedforward_layernorm, w.eps, n)
     inner = _rows_of(w.gate_proj)
     gate = np.empty((x.shape[0], inner), np.float32)
@@ -256,7 +292,6 @@ def _feed_forward(x, n, y, w):  # type: ignore[no-untyped-def]
     _linear(n, w.up_proj, up)
     _gelu_gate(gate, up)
     _linear(gate, w.down_proj, y)
-    _add_rms(x, y, w.post_feedforward_layernorm, w.eps, 1.0)
 
 
 @njit(inline="always")

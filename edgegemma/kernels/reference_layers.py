@@ -152,16 +152,25 @@ def _rest(
     cache: KV,
     w: DecoderLayerWeights | DecoderLayerSharedWeights,
 ) -> F32:
-    shape = len(x), w.heads, w.head_dim
-    query = rotate(rms_norm(linear(n, w.q_proj).reshape(shape), w.q_norm, w.eps), cos, sin)
-    seen = attend(query, cache, position, w.window).reshape(len(x), -1)
-    x = add_rms_norm(x, linear(seen, w.o_proj), w.post_attention_layernorm, w.eps)
-    n = rms_norm(x, w.pre_feedforward_layernorm, w.eps)
-    gated = gelu_gate(linear(n, w.gate_proj), linear(n, w.up_proj))
-    x = add_rms_norm(x, linear(gated, w.down_proj), w.post_feedforward_layernorm, w.eps)
+    x = attention(x, n, cos, sin, position, cache, w)
+    x = add_rms_norm(x, feed_forward(x, w), w.post_feedforward_layernorm, w.eps)
     gated = gelu_gate(linear(x, w.per_layer_input_gate), ple)
     y = linear(gated, w.per_layer_projection)
     return add_rms_norm(x, y, w.post_per_layer_input_norm, w.eps) * w.layer_scalar
+
+
+def attention(x: F32, n: F32, cos: F32, sin: F32, position: int, cache: KV, w: Any) -> F32:
+    """Add to x what its normalized rows n see in the cache."""
+    shape = len(x), w.heads, w.head_dim
+    query = rotate(rms_norm(linear(n, w.q_proj).reshape(shape), w.q_norm, w.eps), cos, sin)
+    seen = attend(query, cache, position, w.window).reshape(len(x), -1)
+    return add_rms_norm(x, linear(seen, w.o_proj), w.post_attention_layernorm, w.eps)
+
+
+def feed_forward(x: F32, w: Any) -> F32:
+    """Give what the gated feed-forward block makes of x."""
+    n = rms_norm(x, w.pre_feedforward_layernorm, w.eps)
+    return linear(gelu_gate(linear(n, w.gate_proj), linear(n, w.up_proj)), w.down_proj)
 
 
 def head(x: F32, norm: F32, w: Matrix, cap: float, eps: float) -> F32:
