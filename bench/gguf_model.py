@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgegemma.config import SLIDING
 from edgegemma.console import Report
-from edgegemma.errors import MissingExtraError
+from edgegemma.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from edgegemma.config import TextConfig
@@ -122,7 +122,11 @@ def write(
     ------
     MissingExtraError
         The gguf package is not installed.
+    InputError
+        The model has no per-layer inputs: of those no file is written here.
     """
+    if not text.hidden_size_per_layer_input:
+        raise InputError(f"{path.name}: llama.cpp is measured on E2B's and E4B's shapes only")
     try:
         import gguf
     except ImportError as error:

@@ -1,6 +1,6 @@
 """Names and shapes of every tensor of a Gemma 4 checkpoint, derived from its ``config.json``.
 
-The two published configs are here too, written out, so that a full-size random checkpoint can be made
+The published configs are here too, written out, so that a full-size random checkpoint can be made
 without the network (`bench.synth`).
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-MODELS = ("E2B", "E4B")
+MODELS = ("E2B", "E4B", "26B-A4B", "31B")
 
 Shape = tuple[int, ...]
 Named = Iterator[tuple[str, Shape]]
@@ -32,6 +32,11 @@ _TEXT: Config = {
     "hidden_size_per_layer_input": 256, "sliding_window": 512, "max_position_embeddings": 131072,
     "use_bidirectional_attention": None,
 }  # fmt: skip
+_LARGE: Config = {  # 26B-A4B and 31B
+    "num_kv_shared_layers": 0, "use_double_wide_mlp": False, "attention_k_eq_v": True,
+    "hidden_size_per_layer_input": 0, "sliding_window": 1024, "max_position_embeddings": 262144,
+    "use_bidirectional_attention": "vision",
+}  # fmt: skip
 _SIZES: dict[str, Config] = {
     "E2B": {
         "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 35,
@@ -43,6 +48,17 @@ _SIZES: dict[str, Config] = {
         "num_key_value_heads": 2, "use_double_wide_mlp": False, "num_kv_shared_layers": 18,
         "layer_types": ([SLIDING] * 5 + [FULL]) * 7,
     },
+    "26B-A4B": _LARGE | {
+        "hidden_size": 2816, "intermediate_size": 2112, "num_hidden_layers": 30,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "num_global_key_value_heads": 2,
+        "layer_types": ([SLIDING] * 5 + [FULL]) * 5, "enable_moe_block": True,
+        "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704,
+    },
+    "31B": _LARGE | {
+        "hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 60,
+        "num_attention_heads": 32, "num_key_value_heads": 16, "num_global_key_value_heads": 4,
+        "layer_types": ([SLIDING] * 5 + [FULL]) * 10,
+    },
 }  # fmt: skip
 _VISION: Config = {
     "model_type": "gemma4_vision", "dtype": "bfloat16", "hidden_size": 768,
@@ -53,6 +69,11 @@ _VISION: Config = {
     "rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}, "patch_size": 16,
     "pooling_kernel_size": 3, "position_embedding_size": 10240, "default_output_length": 280,
     "use_clipped_linears": True, "standardize": False, "initializer_range": 0.02,
+}  # fmt: skip
+_LARGE_VISION: Config = _VISION | {
+    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+    "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 72, "global_head_dim": 72,
+    "use_clipped_linears": False, "standardize": True,
 }  # fmt: skip
 _AUDIO: Config = {
     "model_type": "gemma4_audio", "dtype": "bfloat16", "hidden_size": 1024,
@@ -74,11 +95,12 @@ _TOP: Config = {
 
 
 def published(model: str, vision: bool = False) -> Config:
-    """Return the ``config.json`` of E2B or E4B as published; without its vision tower unless asked."""
+    """Return the ``config.json`` of one of `MODELS` as published; without its vision tower unless asked."""
+    large = _SIZES[model].get("hidden_size_per_layer_input") == 0
     return _TOP | {
         "text_config": _TEXT | _SIZES[model],
-        "audio_config": dict(_AUDIO),
-        "vision_config": dict(_VISION) if vision else None,
+        "audio_config": None if large else dict(_AUDIO),
+        "vision_config": dict(_LARGE_VISION if large else _VISION) if vision else None,
     }
 
 
@@ -107,13 +129,14 @@ def tensors(config: Config, unused: bool = False) -> Named:
 
 
 def _text(text: Config, unused: bool) -> Named:
-    H, V = text["hidden_size"], text["vocab_size"]
-    width = text["num_hidden_layers"] * text["hidden_size_per_layer_input"]
+    H, V, P = text["hidden_size"], text["vocab_size"], text["hidden_size_per_layer_input"]
+    width = text["num_hidden_layers"] * P
     root = "model.language_model."
     yield root + "embed_tokens.weight", (V, H)
-    yield root + "embed_tokens_per_layer.weight", (text["vocab_size_per_layer_input"], width)
-    yield root + "per_layer_model_projection.weight", (width, H)
-    yield root + "per_layer_projection_norm.weight", (text["hidden_size_per_layer_input"],)
+    if P:
+        yield root + "embed_tokens_per_layer.weight", (text["vocab_size_per_layer_input"], width)
+        yield root + "per_layer_model_projection.weight", (width, H)
+        yield root + "per_layer_projection_norm.weight", (P,)
     yield root + "norm.weight", (H,)
     for layer in range(text["num_hidden_layers"]):
         for name, shape in _text_layer(text, layer, unused):
@@ -131,20 +154,37 @@ def _text_layer(text: Config, layer: int, unused: bool) -> Named:
     inner = text["intermediate_size"] * (2 if shared and text["use_double_wide_mlp"] else 1)
     yield "layer_scalar", (1,)
     for norm in ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
-                 "post_feedforward_layernorm", "post_per_layer_input_norm"):  # fmt: skip
+                 "post_feedforward_layernorm"):  # fmt: skip
         yield norm + ".weight", (H,)
-    yield "per_layer_input_gate.weight", (P, H)
-    yield "per_layer_projection.weight", (H, P)
+    if P:
+        yield "post_per_layer_input_norm.weight", (H,)
+        yield "per_layer_input_gate.weight", (P, H)
+        yield "per_layer_projection.weight", (H, P)
+    if text["enable_moe_block"]:
+        yield from _experts(text)
     yield "self_attn.q_proj.weight", (text["num_attention_heads"] * D, H)
     yield "self_attn.q_norm.weight", (D,)
     yield "self_attn.o_proj.weight", (H, text["num_attention_heads"] * D)
     if unused or not shared:
         yield "self_attn.k_proj.weight", (kv * D, H)
-        yield "self_attn.v_proj.weight", (kv * D, H)
+        if sliding or not text["attention_k_eq_v"]:
+            yield "self_attn.v_proj.weight", (kv * D, H)
         yield "self_attn.k_norm.weight", (D,)
     yield "mlp.gate_proj.weight", (inner, H)
     yield "mlp.up_proj.weight", (inner, H)
     yield "mlp.down_proj.weight", (H, inner)
+
+
+def _experts(text: Config) -> Named:
+    H, E, inner = text["hidden_size"], text["num_experts"], text["moe_intermediate_size"]
+    for norm in ("post_feedforward_layernorm_1", "pre_feedforward_layernorm_2",
+                 "post_feedforward_layernorm_2"):  # fmt: skip
+        yield norm + ".weight", (H,)
+    yield "router.scale", (H,)
+    yield "router.proj.weight", (E, H)
+    yield "router.per_expert_scale", (E,)
+    yield "experts.gate_up_proj", (E, 2 * inner, H)
+    yield "experts.down_proj", (E, H, inner)
 
 
 def _clipped(name: str, shape: Shape, clipped: bool) -> Named:
@@ -194,6 +234,9 @@ def _vision(vision: Config) -> Named:
     H, inner = vision["hidden_size"], vision["intermediate_size"]
     width = vision["num_attention_heads"] * vision["head_dim"]
     patch = vision["patch_size"] ** 2 * 3
+    if vision["standardize"]:
+        yield "model.vision_tower.std_bias", (H,)
+        yield "model.vision_tower.std_scale", (H,)
     embedder = "model.vision_tower.patch_embedder."
     yield embedder + "position_embedding_table", (2, vision["position_embedding_size"], H)
     yield embedder + "input_proj.weight", (H, patch)

@@ -39,6 +39,7 @@ _BITS = {
     r"language_model\.layers\.\d+\.per_layer_input_gate$": 8,
     r"language_model\.layers\.\d+\.per_layer_projection$": 8,
     r"language_model\.layers\.\d+\.self_attn\.": 4,
+    r"language_model\.layers\.\d+\.experts\.": 2,  # no published checkpoint has any in codes
     r"vision_tower": 8,
 }
 _BITS_E4B = {
@@ -48,7 +49,7 @@ _BITS_E4B = {
 _KEPT = (
     "model.vision_tower.patch_embedder", "model.audio_tower.subsample_conv_projection",
     "model.audio_tower.output_proj", "relative_k_proj", "model.embed_audio",
-    "model.embed_vision", "per_layer_model_projection",
+    "model.embed_vision", "per_layer_model_projection", "router.proj",
 )  # fmt: skip
 # Step of a symmetric quantizer for normal weights of variance one, by bits.
 _STEP = {2: 0.878, 4: 0.359, 8: 0.0251}
@@ -62,6 +63,7 @@ _RANGES = (
     (r"output_max$", 1.5, 3.5),
     (r"(in|out)put_activation_scale$", 0.03, 0.08),
     (r"[kv]_cache_scale$", 0.02, 0.05),
+    (r"router\.proj\.weight$", -2.5, 2.5),  # so that a few experts stand out
 )
 
 
@@ -89,13 +91,14 @@ class Entry:
 
 
 def config_of(model: str, form: str, vision: bool = False) -> shapes.Config:
-    """Return the ``config.json`` of ``E2B``, ``E4B`` or of a file, in one of `FORMATS`."""
+    """Return the ``config.json`` of one of `shapes.MODELS` or of a file, in one of `FORMATS`."""
     if model in shapes.MODELS:
         config = shapes.published(model, vision)
     elif Path(model).is_file():
         config = json.loads(Path(model).read_text())
     else:
-        raise InputError(f"model {model!r}: want E2B, E4B or the path of a config.json")
+        known = ", ".join(shapes.MODELS)
+        raise InputError(f"model {model!r}: want {known} or the path of a config.json")
     if form not in FORMATS:
         raise InputError(f"--format {form!r}: want one of {', '.join(FORMATS)}")
     if form == "qat-mobile" and "quantization_config" not in config:
@@ -126,7 +129,8 @@ def entries(config: shapes.Config, unused: bool = False) -> Iterator[Entry]:
     groups = config["text_config"]["num_hidden_layers"]
     for name, shape in shapes.tensors(config, unused):
         module = name.removesuffix(".weight")
-        bits = _bits(module, quantized) if quantized and len(shape) == 2 else None
+        codes = quantized and (len(shape) == 2 or ".experts." in name)
+        bits = _bits(module, quantized) if codes else None
         if bits is None:
             yield _plain(name, shape)
         elif "embed_tokens" in module:
@@ -154,6 +158,8 @@ def _plain(name: str, shape: shapes.Shape, dtype: str = "BF16") -> Entry:
     if len(shape) == 1 and not name.endswith("bias"):
         return Entry(name, dtype, shape, "uniform", 0.5, 1.0)
     width = int(np.prod(shape[1:])) if len(shape) > 1 else 16
+    if ".experts." in name:
+        width = shape[-1]
     if "embed_tokens_per_layer" in name:
         width = 256  # rows are many layers side by side
     return Entry(name, dtype, shape, "normal", 0.0, width**-0.5)
@@ -161,7 +167,7 @@ def _plain(name: str, shape: shapes.Shape, dtype: str = "BF16") -> Entry:
 
 def _packed(name: str, shape: shapes.Shape, bits: int, seat: str) -> Entry:
     dtype = "I8" if bits == 8 else "U8"
-    packed = (shape[0], shape[1] * bits // 8)
+    packed = (*shape[:-1], shape[-1] * bits // 8)
     return Entry(name, dtype, packed, f"codes{bits}", seat=seat)
 
 
@@ -175,11 +181,11 @@ def _table(module: str, shape: shapes.Shape, bits: int, groups: int) -> Iterator
 
 
 def _linear(module: str, shape: shapes.Shape, bits: int) -> Iterator[Entry]:
-    step = _STEP[bits] * shape[1] ** -0.5
+    step = _STEP[bits] * shape[-1] ** -0.5
     # The head is a copy of the table, so it sits where the table sits.
     seat = "model.language_model.embed_tokens" if module == "lm_head" else module
     yield _packed(module + ".weight", shape, bits, seat)
-    scale = (shape[0], 1)
+    scale = (*shape[:-1], 1)
     yield Entry(module + ".weight_scale", "F32", scale, "uniform", 0.9 * step, 0.2 * step, seat)
     for side in ("input", "output"):
         name = f"{module}.{side}_activation_scale"

@@ -14,6 +14,7 @@ WEIGHTS = (
     "head",
     "float",
     "vector",
+    "experts",
 )  # kinds of `Counters.read_bytes` that come from the map
 
 
@@ -22,8 +23,10 @@ def layer_products(text: TextConfig, layer: int) -> int:
     H, P, inner = text.hidden_size, text.hidden_size_per_layer_input, text.intermediate_of(layer)
     kv_heads, dim = text.heads_of(layer)
     queries = text.num_attention_heads * dim
-    own = 2 * kv_heads * dim * H if layer < text.first_shared_layer else 0
-    return 2 * queries * H + own + 3 * inner * H + 2 * P * H
+    projections = 1 if text.values_of_keys(layer) else 2
+    own = projections * kv_heads * dim * H if layer < text.first_shared_layer else 0
+    experts = 3 * text.top_k_experts * text.moe_intermediate_size * H
+    return 2 * queries * H + own + 3 * inner * H + 2 * P * H + experts
 
 
 def products(text: TextConfig, positions: int, logits: int) -> int:

@@ -110,8 +110,7 @@ MISTAKES = {
     "block": (["audio", "P", "--block", "50"], "block: got 50 ms; want a multiple of 40"),
     "peer": (["peers", "P", "--peer", "vllm"], "peer: got 'vllm'; want one of onnxruntime"),
     "shapes": (["kernels", "E9B"], "model: got 'E9B'; want E2B or E4B"),
-    "experts": (["synth", "26B-A4B", "--out", "x"], "26B-A4B: it has experts, which"),
-    "dense": (["synth", "31B", "--out", "x"], "31B: it has no per-layer embeddings"),
+    "model": (["synth", "27B", "--out", "x"], "model '27B': want E2B, E4B, 26B-A4B, 31B or"),
     "both": (
         ["synth", "E2B", "--out", "x", "--preset", "q4", "--format", "bf16"],
         "give one of them",

@@ -13,6 +13,9 @@ from bench import breakdown, filling, gguf_model, meters, ops, samples, work
 from edgegemma.engine.model import open_model
 from edgegemma.errors import InputError
 from edgegemma.package import Package
+from export.configuration import parse
+from export.names import wanted
+from tests import tiny
 from tests.conftest import Exporter
 
 
@@ -157,6 +160,23 @@ def test_every_weight_of_the_text_part_is_in_the_gguf_file(package: Exporter) ->
     )
     head = text.vocab_size * text.hidden_size
     assert in_linears + head == work.products(text, 1, 1)
+
+
+@pytest.mark.parametrize("variant", ["moe", "dense"])
+def test_products_of_a_larger_model_are_those_of_what_a_token_passes(variant: str) -> None:
+    config = parse(tiny.config(variant))
+    text, every = config.text, wanted(config).values()
+    linears = sum(math.prod(what.shape) for what in every if what.kind == "linear")
+    experts = sum(math.prod(what.shape) for what in every if what.kind == "experts")
+    share = text.top_k_experts / max(1, text.num_experts)
+    assert work.products(text, 1, 1) == linears + experts * share
+
+
+def test_no_gguf_file_is_written_of_a_larger_model(tmp_path: Path) -> None:
+    text = parse(tiny.config("moe")).text
+    with pytest.raises(InputError, match="on E2B's and E4B's shapes only"):
+        gguf_model.write(text, tmp_path / "x.gguf", gguf_model.Q4_0)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", [gguf_model.Q4_0, gguf_model.Q2_K])

@@ -12,27 +12,46 @@ import pytest
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from bench import shapes, stand_in, synth
+from bench import random_package, shapes, stand_in, synth
+from edgegemma.engine.model import open_model
 from edgegemma.errors import InputError
+from edgegemma.package import Package
+from export import verify, witness
+from export.recording import Recorder
 
 # Totals of the published checkpoints: tensors, elements (vision tower included, tied head absent).
-PUBLISHED = {"E2B": (1951, 5_104_298_467), "E4B": (2076, 7_941_101_802)}
+PUBLISHED = {
+    "E2B": (1951, 5_104_298_467),
+    "E4B": (2076, 7_941_101_802),
+    "26B-A4B": (1013, 25_805_936_206),
+    "31B": (1188, 31_273_088_876),
+}
 
 
 @pytest.fixture
 def small() -> dict[str, Any]:
     """A config with the structure of E2B and a thousandth of its size."""
-    config = shapes.published("E2B")
+    return shrunk("E2B")
+
+
+def shrunk(model: str) -> dict[str, Any]:
+    """The config of a model with small sizes."""
+    config = shapes.published(model)
+    text = config["text_config"]
     config["text_config"] |= {
         "vocab_size": 1100, "vocab_size_per_layer_input": 1100, "hidden_size": 64,
-        "intermediate_size": 128, "num_hidden_layers": 10, "num_kv_shared_layers": 5,
-        "layer_types": config["text_config"]["layer_types"][:10], "head_dim": 32,
-        "global_head_dim": 64, "hidden_size_per_layer_input": 32,
+        "intermediate_size": 128, "num_hidden_layers": 10,
+        "num_kv_shared_layers": 5 if text["num_kv_shared_layers"] else 0,
+        "layer_types": text["layer_types"][:10], "head_dim": 32, "global_head_dim": 64,
+        "hidden_size_per_layer_input": 32 if text["hidden_size_per_layer_input"] else 0,
     }  # fmt: skip
-    config["audio_config"] |= {
-        "hidden_size": 64, "num_hidden_layers": 2, "output_proj_dims": 96,
-        "subsampling_conv_channels": [128, 8],
-    }  # fmt: skip
+    if config["audio_config"]:
+        config["audio_config"] |= {
+            "hidden_size": 64, "num_hidden_layers": 2, "output_proj_dims": 96,
+            "subsampling_conv_channels": [128, 8],
+        }  # fmt: skip
+    if text["num_experts"]:
+        config["text_config"] |= {"num_experts": 12, "moe_intermediate_size": 48}
     for number, name in enumerate(n for n in config if re.search(r"_token_(id|index)$", n)):
         if name != "eos_token_id":
             config[name] = 1000 + number
@@ -83,6 +102,34 @@ def test_mobile_format_gives_each_module_its_bits() -> None:
     assert layer.format(15) + "self_attn.k_cache_scale" not in found
     e4b = {e.name: e for e in synth.entries(synth.config_of("E4B", "qat-mobile"))}
     assert e4b[layer.format(41) + "mlp.up_proj.weight"].shape == (10240, 2560 // 2)
+
+
+def test_mobile_format_of_the_larger_models() -> None:
+    found = {e.name: e for e in synth.entries(synth.config_of("26B-A4B", "qat-mobile"))}
+    layer = "model.language_model.layers.0."
+    experts = found[layer + "experts.gate_up_proj.weight"]
+    assert (experts.dtype, experts.shape) == ("U8", (128, 1408, 2816 // 4))
+    assert found[layer + "experts.gate_up_proj.weight_scale"].shape == (128, 1408, 1)
+    assert found[layer + "mlp.gate_proj.weight"].shape == (2112, 2816 // 2)
+    assert found[layer + "router.proj.weight"].dtype == "BF16"
+    assert "model.language_model.layers.5.self_attn.v_proj.weight" not in found
+    assert not any("per_layer" in name for name in found)
+
+
+@pytest.mark.parametrize("model", ["26B-A4B", "31B"])
+def test_a_package_of_a_larger_model_keeps_its_codes_and_runs(model: str, tmp_path: Path) -> None:
+    config = shrunk(model)
+    synth._make_mobile(config)
+    made = random_package.write(config, tmp_path / "made", "qat-mobile")
+    ids = np.arange(5, 20)
+    logits = []
+    for executor in ("edgegemma", "onnxruntime"):
+        opened = open_model(made, executor)
+        logits.append(opened.forward(*opened.embed(ids), opened.new_cache(), num_logits=15))
+    recorder = Recorder(Package.open(made), 1)
+    verify.outputs(recorder)
+    assert max(difference.share for difference in witness.compare(recorder, made)) < 0.5
+    assert np.isfinite(logits).all()
 
 
 def test_files_hold_what_the_config_says(small: dict[str, Any], tmp_path: Path) -> None:
