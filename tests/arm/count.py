@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgegemma.kernels import simd, threads
 from edgegemma.kernels.attention import attend
@@ -50,30 +51,32 @@ def linears() -> Iterator[tuple[str, float, str]]:
     one, many, twice = (
         _rng.standard_normal((m, COLUMNS), np.float32) for m in (1, BATCH, 2 * BATCH)
     )
+
+    def cost(x: NDArray[np.float32], w: CodeMatrix) -> int:
+        return instructions(lambda: linear(x, w))
+
     for bits in (2, 4, 8):
         for static in (True, False):
             small, large = matrix(ROWS, bits, static), matrix(2 * ROWS, bits, static)
-            few = instructions(lambda w=large: linear(one, w)) - instructions(
-                lambda w=small: linear(one, w)
-            )
-            more = instructions(lambda w=small: linear(twice, w)) - instructions(
-                lambda w=small: linear(many, w)
-            )
+            few = (cost(one, large) - cost(one, small)) / (ROWS * COLUMNS)
+            more = (cost(twice, small) - cost(many, small)) / (BATCH * ROWS * COLUMNS)
             scales = "static" if static else "dynamic"
-            yield f"one row, {bits} bits, {scales}", few / (ROWS * COLUMNS), "weight"
-            yield f"{BATCH} rows, {bits} bits, {scales}", more / (BATCH * ROWS * COLUMNS), "product"
+            yield f"one row, {bits} bits, {scales}", few, "weight"
+            yield f"{BATCH} rows, {bits} bits, {scales}", more, "product"
 
 
 def attentions() -> Iterator[tuple[str, float, str]]:
+    def cost(query: NDArray[np.float32], cache: KV, position: int) -> int:
+        return instructions(lambda: attend(query, cache, position, 0))
+
     for width in (256, 512):
         for kind in (np.int8, np.float32):
             shape = (2 * CONTEXT + 1, 1, width)
-            keys, values = (_rng.integers(-99, 99, shape).astype(kind) for _ in range(2))
+            keys, values = (_rng.integers(-99, 99, shape) for _ in range(2))
             steps = np.full(shape[:2] if kind is np.int8 else (0, 0), 0.01, np.float32)
-            cache = KV(keys, values, steps, steps)
-            query = _rng.standard_normal((1, HEADS, width), np.float32) / width
-            long = instructions(lambda q=query, c=cache: attend(q, c, 2 * CONTEXT, 0))
-            short = instructions(lambda q=query, c=cache: attend(q, c, CONTEXT, 0))
+            cache = KV(keys.astype(kind), values.astype(kind), steps, steps)  # type: ignore[arg-type]
+            query = _rng.standard_normal((1, HEADS, width), np.float32) / np.float32(width)
+            long, short = (cost(query, cache, position) for position in (2 * CONTEXT, CONTEXT))
             name = f"attention, {HEADS} heads of {width}, {np.dtype(kind).name}"
             yield name, (long - short) / (CONTEXT * 2 * width), "cached number"
 
