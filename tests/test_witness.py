@@ -88,6 +88,16 @@ def test_one_changed_norm_is_found_by_the_name_of_its_layer(
         judged(bad, good)
 
 
+@pytest.mark.parametrize("part", ["gate_up_proj", "down_proj"])
+def test_one_changed_expert_is_found_by_the_name_of_its_layer(
+    package: Exporter, tmp_path: Path, part: str
+) -> None:
+    good = package("moe", "mobile")
+    bad = changed(good, tmp_path, f"{LAYER}.experts.{part}.weight_scale", 128)
+    with pytest.raises(PackageError, match=rf"decoder\.onnx: {LAYER}, .* apart on the same"):
+        judged(bad, good)
+
+
 @pytest.mark.parametrize(("variant", "preset"), QUANTIZED)
 def test_calls_of_a_good_package_are_far_from_their_limits(
     package: Exporter, variant: str, preset: str
