@@ -91,14 +91,15 @@ class EnergyGate:
 
     def feed(self, pcm: F32) -> Levels:
         """Take the next samples, float32 [n]; decide for each step that is whole now."""
-        return np.array([self._judge(step) for step in self._steps.feed(pcm)], np.uint8)
+        return np.array([self.judge(step) for step in self._steps.feed(pcm)], np.uint8)
 
     def restart(self) -> None:
         """Forget an unfinished step; the noise of the room is remembered."""
         self._steps.restart()
         self._voice.restart()
 
-    def _judge(self, step: F32) -> int:
+    def judge(self, step: F32) -> int:
+        """Decide for the next step, float32 [step]."""
         loud = self.loud(step)
         moves = self._voice.hear(step, loud)
         return LOUD + moves if loud else QUIET

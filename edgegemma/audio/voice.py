@@ -14,9 +14,7 @@ from edgegemma.audio.features import F32, SAMPLE_RATE
 LOWEST_HZ, HIGHEST_HZ = 70, 400  # pitch of people
 BAND_HZ = (100, 1_500)  # where its harmonics are strong
 PERIODIC = 0.8  # autocorrelation of a sound that has a pitch
-STILL, LEAP = 0.006, 0.15  # natural logarithm of the pitch's ratio from a step to the next
-
-SIZE = 1 << 10
+STILL, LEAP = 0.01, 0.15  # natural logarithm of the pitch's ratio from a step to the next
 
 NONE, STEADY, GLIDING = 0, 1, 2
 
@@ -32,10 +30,11 @@ class Voice:
 
     def __init__(self, step: int) -> None:
         self._window = np.hanning(2 * step + 1)[:-1]
-        hertz = np.fft.rfftfreq(SIZE, 1 / SAMPLE_RATE)
-        self._band = (hertz > BAND_HZ[0]) & (hertz < BAND_HZ[1])
         self._shortest, self._longest = SAMPLE_RATE // HIGHEST_HZ, SAMPLE_RATE // LOWEST_HZ
-        taper = np.fft.irfft(np.square(np.abs(np.fft.rfft(self._window, SIZE))))
+        self._size = 1 << (2 * step + self._longest).bit_length()  # no lag wraps around
+        hertz = np.fft.rfftfreq(self._size, 1 / SAMPLE_RATE)
+        self._band = (hertz > BAND_HZ[0]) & (hertz < BAND_HZ[1])
+        taper = np.fft.irfft(np.square(np.abs(np.fft.rfft(self._window, self._size))))
         self._taper = taper[: self._longest + 1] / taper[0]
         self._before = np.zeros(step, np.float32)
         self._pitch: float | None = None
@@ -56,7 +55,7 @@ class Voice:
 
     def _found(self, sound: F32) -> float | None:
         """Give the natural logarithm of the pitch, if there is one."""
-        power = np.square(np.abs(np.fft.rfft(sound * self._window, SIZE))) * self._band
+        power = np.square(np.abs(np.fft.rfft(sound * self._window, self._size))) * self._band
         likeness = np.fft.irfft(power)[: self._longest + 1]
         if not likeness[0] > 0:
             return None
