@@ -112,6 +112,13 @@ class Talker(FakeModel):
         return super().forward(embeds, per_layer, cache, num_logits)
 
 
+class Doubter(Talker):
+    """Says the same, and believes little of it."""
+
+    def forward(self, embeds: F32, per_layer: F32, cache: Any, num_logits: int = 1) -> F32:
+        return 0.3 * super().forward(embeds, per_layer, cache, num_logits)
+
+
 @pytest.fixture(scope="module")
 def long_talk() -> F32:
     return join(speech(4), silence(1.5), speech(2.5), silence(1.2))
@@ -135,6 +142,14 @@ def test_a_partial_is_what_may_still_change(files: FakePackage, long_talk: F32) 
     assert len(wavering) > 3  # the wavering end was shown…
     *on_the_way, _ = (event.text for event in before if isinstance(event, Commit))
     assert re.fullmatch(r"(w\d+ ?)+", "".join(on_the_way))  # …and not committed
+
+
+def test_what_the_model_does_not_believe_is_neither_shown_nor_written(
+    files: FakePackage, long_talk: F32
+) -> None:
+    events = list(Listener(Doubter(files), Played(long_talk)))
+    assert [final.text for final in finals(events)] == ["", ""]
+    assert not [event for event in events if isinstance(event, Partial | Commit)]
 
 
 def test_times_go_on_and_words_lie_in_their_utterance(files: FakePackage, long_talk: F32) -> None:

@@ -17,7 +17,8 @@ LOOP_TOKENS = 12  # a loop has run over at least this many tokens
 
 MIN_SPEECH_SECONDS = 0.12  # less than this is a click, not a word
 
-MADE_UP = -1.8  # mean logarithm of the model's probability of each token: below it hears no words but guesses some
+# Mean logarithm of the model's probability of each token. Below it hears no words but guesses some; Whisper's limit too.
+MADE_UP = -1.0
 
 
 def token_limit(seconds: float, vocabulary: int) -> int:

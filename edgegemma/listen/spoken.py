@@ -71,20 +71,23 @@ class Spoken:
 
     def guess(self) -> Hypothesis:
         """Say what the sound so far means. `commit` and `partial` tell what that changes."""
-        guess = self._recognizer.hypothesis(self._agreement.committed, sure=True)
+        guess = self._hypothesis(sure=True)
         self._agreement.update(guess.ids, guess.sure, self.stop_s)
         return guess
 
     def finish(self, voice_stop_s: float) -> Hypothesis:
-        """Read the end of the sound and commit what it means, unless the model does not believe it itself."""
+        """Read the end of the sound and commit what it means."""
         self.read()
         self._recognizer.finish()
-        committed = self._agreement.committed
-        last = self._recognizer.hypothesis(committed, sure=not committed)
-        if not committed and made_up(last.sure):
-            last = Hypothesis((), last.stop)
+        last = self._hypothesis(sure=not self._agreement.committed)
         self._agreement.finish(last.ids, voice_stop_s)
         return last
+
+    def _hypothesis(self, sure: bool) -> Hypothesis:
+        """Say what the sound so far means: nothing, if the model does not believe the first words itself."""
+        committed = self._agreement.committed
+        found = self._recognizer.hypothesis(committed, sure)
+        return Hypothesis((), found.stop) if not committed and made_up(found.sure) else found
 
     def commit(self) -> Commit | None:
         """Give the words that were committed since the last time, if any."""
