@@ -240,7 +240,8 @@ def test_lost_sound_is_told_and_ends_the_utterance(files: FakePackage) -> None:
     assert [final.reason for final in finals(events)] == ["break", "end of input"]
     unplugged, gone = (event for event in events if isinstance(event, Gap))
     assert (unplugged.reason, unplugged.start_s) == ("unplugged", 2.0)
-    assert (gone.start_s, gone.end_s, gone.overflows) == (2.0, 3.0, 1)
+    assert (gone.reason, gone.start_s, gone.end_s) == ("the device was away", 2.0, 3.0)
+    assert gone.overflows == 1
 
 
 def test_what_is_done_already_is_left_out(files: FakePackage, long_talk: F32) -> None:

@@ -27,6 +27,14 @@ def test_prompts_say_the_languages() -> None:
     assert Task(instruction="Do.").speech_prompt({}) == "Do."
 
 
+def test_a_model_of_one_prompt_is_new_to_translation() -> None:
+    own = {"transcribe": "Transcribe in English into English text."}
+    assert Task(None, "es").is_new_to(own)
+    assert not Task().is_new_to(own)
+    assert not Task(None, "es").is_new_to({"transcribe": Task("fr").speech_prompt({})})
+    assert not Task(None, "es").is_new_to({})
+
+
 @pytest.mark.parametrize(
     ("name", "hint"), [("Spannish", "Spanish"), ("qqq", "e.g."), ("xx", "e.g.")]
 )

@@ -25,7 +25,7 @@ from edgegemma.cli.options import (
     VerifyOption,
     load,
 )
-from edgegemma.cli.sounds import Saver, Watched, source_of
+from edgegemma.cli.sounds import Saver, Watched, drivers_hushed, source_of
 from edgegemma.cli.speech_options import (
     ENDPOINT_MS,
     EndpointOption,
@@ -37,6 +37,7 @@ from edgegemma.cli.speech_options import (
     VadOption,
     gate,
     note_guard,
+    note_task,
 )
 from edgegemma.cli.stats import note_memory
 from edgegemma.cli.terminal import View
@@ -155,6 +156,9 @@ def listen(  # noqa: PLR0913  a command line has many options
         if save_audio is not None:
             watchers.append(stack.enter_context(Saver(save_audio)))
         opened = load(model, engine, threads, kv, verify, memory_limit)
+        note_task(opened, task)
+        if file is None:
+            stack.enter_context(drivers_hushed())
         source = source_of(file, device, rate, realtime, on_lost.value)
         stack.callback(source.close)
         view: View | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -57,12 +59,10 @@ class Saver:
 
         from edgegemma.audio.features import SAMPLE_RATE
 
-        try:
-            self._file = soundfile.SoundFile(
-                path, "w", SAMPLE_RATE, channels=1, subtype="PCM_16", format="WAV"
-            )
-        except soundfile.LibsndfileError as error:
-            raise InputError(f"--save-audio {path}: {error.error_string}") from error
+        path.open("wb").close()  # says why it cannot be written, which libsndfile does not
+        self._file = soundfile.SoundFile(
+            path, "w", SAMPLE_RATE, channels=1, subtype="PCM_16", format="WAV"
+        )
 
     def __enter__(self) -> Saver:
         return self
@@ -77,6 +77,22 @@ class Saver:
         if (gap := block.start - self._file.tell()) > 0:
             self._file.write(np.zeros(gap, np.float32))
         self._file.write(block.samples)
+
+
+@contextmanager
+def drivers_hushed() -> Iterator[None]:
+    """Keep what a sound driver's threads write to stderr out of ours, also when a device goes away."""
+    before, nowhere = sys.stderr, os.open(os.devnull, os.O_WRONLY)
+    encoding, errors = before.encoding, before.errors
+    with os.fdopen(os.dup(2), "w", 1, encoding=encoding, errors=errors) as kept:
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        sys.stderr = kept
+        try:
+            yield
+        finally:
+            sys.stderr = before
+            os.dup2(kept.fileno(), 2)
 
 
 def source_of(

@@ -11,7 +11,9 @@ from edgegemma import console
 
 if TYPE_CHECKING:
     from edgegemma.audio.gate import Gate
+    from edgegemma.engine.model import Model
     from edgegemma.listen.events import Final
+    from edgegemma.listen.task import Task
 
 LANGUAGE_HELP = "Language of the speech, by name or code; left out, the package's prompt decides."
 SPEECH = "Speech"
@@ -67,6 +69,12 @@ def gate(vad: Vad) -> Gate:
     if vad is Vad.SILERO or (vad is Vad.AUTO and find_model() is not None):
         return SileroGate()
     return EnergyGate()
+
+
+def note_task(model: Model, task: Task) -> None:
+    """Say if the model was not made for the task."""
+    if task.is_new_to(model.package.prompts):
+        console.note("the model has learned to transcribe only; expect no translation")
 
 
 def note_guard(name: str, final: Final) -> None:

@@ -25,7 +25,7 @@ class View:
     def __init__(self, stream: IO[str], listener: Listener | None = None) -> None:
         self._stream = stream
         self.listener = listener
-        self._said = self._partial = ""
+        self._said = self._partial = self._how = ""
 
     def write(self, event: Event) -> None:
         """Show an event."""
@@ -41,8 +41,7 @@ class View:
         elif isinstance(event, Gap):
             self._line(f"[{event.reason}]")
         elif isinstance(event, Lag):
-            how = f"{event.block_s:g} s at a time" if event.partials else "only at the end"
-            self._line(f"[lag {event.seconds:.1f} s; words come {how}]")
+            self._pace(event)
         self._draw()
 
     def finish(self) -> None:
@@ -53,6 +52,14 @@ class View:
     def tick(self, _block: Block) -> None:
         """Move the meter."""
         self._draw()
+
+    def _pace(self, lag: Lag) -> None:
+        """Say that words come in another way now; how far behind it is, the meter shows."""
+        how = f"{lag.block_s:g} s at a time" if lag.partials else "only at the end"
+        if how != self._how:
+            self._how = how
+            why = f"lag {lag.seconds:.1f} s" if lag.seconds >= LAG_SECONDS else "caught up"
+            self._line(f"[{why}; words come {how}]")
 
     def _line(self, text: str) -> None:
         if text := plain(text).strip():

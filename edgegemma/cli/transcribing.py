@@ -33,6 +33,7 @@ from edgegemma.cli.speech_options import (
     VadOption,
     gate,
     note_guard,
+    note_task,
 )
 from edgegemma.cli.stats import note_memory
 from edgegemma.errors import EdgeGemmaError, InputError
@@ -153,6 +154,7 @@ class _Work:
         """Do them one after the other; one that cannot be read does not stop the others."""
         self._model_name = model
         self._model = load(model, engine, threads, kv, verify, memory_limit)
+        note_task(self._model, self._task)
         failed = 0
         for name, target in zip(self._files, self._targets, strict=True):
             try:

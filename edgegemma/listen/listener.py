@@ -83,7 +83,7 @@ class Listener:
         self._behind_s = 0.0  # sound that waited when the last block was taken
         self._heard = self._silent_from = 0  # samples
         self._spoken: Spoken | None = None
-        self._cancelled = self._prepared = False
+        self._cancelled = self._prepared = self._away = False
 
     def prepare(self) -> None:
         """Do beforehand what the first words would wait for; a live source is first asked for sound after it."""
@@ -104,8 +104,8 @@ class Listener:
 
     @property
     def lag_s(self) -> float:
-        """Seconds between the sound that exists and the sound that was heard."""
-        return self._behind_s + time.perf_counter() - self._taken_at
+        """Seconds between the sound that exists and the sound that was heard; none exists while a device is away."""
+        return 0.0 if self._away else self._behind_s + time.perf_counter() - self._taken_at
 
     @property
     def levels_db(self) -> tuple[float, float]:
@@ -132,7 +132,7 @@ class Listener:
             if block is None:
                 break
             yield from self._hear(block)
-        self._taken_at, self._behind_s = time.perf_counter(), 0.0
+        self._taken_at, self._behind_s, self._away = time.perf_counter(), 0.0, False
         if not self._cancelled:
             yield from self._tell(self._utterances.finish())
             if self._heard > self._silent_from:
@@ -142,8 +142,10 @@ class Listener:
 
     def _hear(self, block: Block) -> Iterator[Event]:
         self._taken_at, self._behind_s = time.perf_counter(), self.source.backlog_s
+        away, self._away = self._away, False
         if block.start > self._heard:
-            yield self._gap(self._heard, block.start, "sound was not taken in time")
+            reason = "the device was away" if away else "sound was not taken in time"
+            yield self._gap(self._heard, block.start, reason)
         self._heard = block.stop
         self.stats.heard_s += block.seconds
         before = self._spoken and self._spoken.length
@@ -155,6 +157,7 @@ class Listener:
             yield self._gap(block.stop, block.stop, self.source.lost or "the sound broke off")
         if self._pace is not None:
             yield from self._lag(self._pace)
+        self._away = block.cut
         self._cancelled |= self._recognizer.cancelled
 
     def _tell(self, events: Iterable[sound.Event]) -> Iterator[Event]:

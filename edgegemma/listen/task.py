@@ -111,6 +111,10 @@ class Task:
             )
         return own
 
+    def is_new_to(self, prompts: Mapping[str, str]) -> bool:
+        """Whether a translation is asked of a model that was taught one prompt: one without a list of rules."""
+        return self.translate_to is not None and _RULES not in prompts.get(TRANSCRIBE, _RULES)
+
     def text_prompt(self, sentence: str) -> str:
         """Give the request to translate a sentence of the transcript."""
         return _TEXT.format(speech=self.language or _ANY, text=self.translate_to, sentence=sentence)
