@@ -16,7 +16,7 @@ from edgegemma.audio.silero import SileroGate
 from edgegemma.audio.utterances import Utterances
 from edgegemma.audio.voice import GLIDING, NONE, STEADY, Voice
 from edgegemma.engine.model import Model, open_model
-from edgegemma.listen.events import Commit, Final, Partial
+from edgegemma.listen.events import Commit, Final
 from edgegemma.listen.listener import Listener
 from edgegemma.transcribe import Samples
 from tests.no_speech import without_speech
@@ -32,11 +32,11 @@ def demo() -> Model:
 
 
 def words(model: Model, sound: F32, gate: Gate) -> str:
-    """All that is shown or written, live."""
+    """All that is written, live."""
     listener = Listener(
         model, Samples(sound, block_s=0.08), utterances=Utterances(gate), partials=True
     )
-    return "".join(e.text for e in listener if isinstance(e, Partial | Commit | Final))
+    return "".join(e.text for e in listener if isinstance(e, Commit | Final))
 
 
 def moves(sound: F32) -> list[int]:

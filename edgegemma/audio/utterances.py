@@ -137,6 +137,13 @@ class Utterances:
         """Seconds of sound that belong to no utterance."""
         return (self._fed - self._given - len(self._held)) / SAMPLE_RATE
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether the utterance is short and did not go on moving like a voice; if it ends now, it was none."""
+        if self._begin is None or self._decided - self._begin > _samples(VOICE_SECONDS):
+            return False
+        return not self._is_voice()
+
     def feed(self, block: Block) -> list[Event]:
         """Take the next block; give what it makes known, in order.
 
@@ -298,9 +305,7 @@ class Utterances:
         spoken = [place for place in self._spoken if place < at]
         self._spoken = self._spoken[len(spoken) :]
         self._first = at
-        assert self._begin is not None
-        whole = at - self._begin <= _samples(VOICE_SECONDS)
-        steps = 0 if whole and not self._is_voice() else len(spoken)
+        steps = 0 if self.doubtful else len(spoken)
         self._events.append(End(at, reason, steps * self.gate.step / SAMPLE_RATE))
 
     def _roll_over(self) -> None:

@@ -195,7 +195,8 @@ class Listener:
         if not spoken.waits_s:
             return
         spoken.read()
-        if not self.mode.partials or spoken.length < FIRST_SECONDS * SAMPLE_RATE:
+        early = spoken.length < FIRST_SECONDS * SAMPLE_RATE or self._utterances.doubtful
+        if not self.mode.partials or early:
             return
         guess = spoken.guess()
         self.stats.hypotheses += 1
