@@ -115,7 +115,7 @@ def test_ctrl_c_finishes_the_sentence(talk: Path) -> None:
     terminal.interrupt()
     assert terminal.end() == 0
     after = terminal.drawn[before:]
-    assert "finishing the sentence" in after
+    assert f"{CLEAR}edgegemma: finishing the sentence" in after  # a line of its own
     assert re.search(r"\x1b\[Kyour.*\n", after)  # a committed line
 
 

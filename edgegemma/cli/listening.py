@@ -178,8 +178,9 @@ def listen(  # noqa: PLR0913  a command line has many options
         if source.live:
             listener.prepare()
         _say_start(source)
-        stack.enter_context(_finishing(source))
-        _follow(listener, sinks)
+        note = console.note if view is None else view.note
+        stack.enter_context(_finishing(source, note))
+        _follow(listener, sinks, note)
     if stats:
         for line in listener.stats.lines():
             console.note(line)
@@ -212,13 +213,13 @@ def _say_start(source: Source) -> None:
 
 
 @contextmanager
-def _finishing(source: Source) -> Iterator[None]:
+def _finishing(source: Source, note: Callable[[str], None]) -> Iterator[None]:
     """Let the first Ctrl-C end the sound, and the second one everything."""
     before = signal.getsignal(signal.SIGINT)
 
     def finish(_number: int, _frame: object) -> None:
         signal.signal(signal.SIGINT, before)
-        console.note("finishing the sentence; Ctrl-C again stops at once")
+        note("finishing the sentence; Ctrl-C again stops at once")
         source.close()
 
     if before is signal.SIG_IGN:
@@ -231,7 +232,7 @@ def _finishing(source: Source) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _follow(listener: Listener, sinks: list[Writer]) -> None:
+def _follow(listener: Listener, sinks: list[Writer], note: Callable[[str], None]) -> None:
     """Give every event to everybody; what is not shown is said."""
     from edgegemma.listen.events import Final, Gap, Lag
 
@@ -241,13 +242,11 @@ def _follow(listener: Listener, sinks: list[Writer]) -> None:
             for sink in sinks:
                 sink.write(event)
             if isinstance(event, Final):
-                note_guard(listener.source.name, event)
+                note_guard(listener.source.name, event, note)
             elif not shown and isinstance(event, Gap):
-                console.note(
-                    f"{event.reason} at {event.start_s:.1f} s; {event.overflows} overflows"
-                )
+                note(f"{event.reason} at {event.start_s:.1f} s; {event.overflows} overflows")
             elif not shown and isinstance(event, Lag):
-                console.note(f"lag {event.seconds:.1f} s")
+                note(f"lag {event.seconds:.1f} s")
     finally:
         for sink in sinks:
             sink.finish()

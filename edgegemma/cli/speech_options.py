@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,9 +78,9 @@ def note_task(model: Model, task: Task) -> None:
         console.note("the model has learned to transcribe only; expect no translation")
 
 
-def note_guard(name: str, final: Final) -> None:
+def note_guard(name: str, final: Final, note: Callable[[str], None] = console.note) -> None:
     """Say if a text was cut because it ran away."""
     if final.stop in ("loop", "length"):
         why = "repeated itself" if final.stop == "loop" else "ran on without end"
         span = f"{final.start_s:.1f} to {final.end_s:.1f} s"
-        console.note(f"{name}: {span}: the model {why}; cut short")
+        note(f"{name}: {span}: the model {why}; cut short")

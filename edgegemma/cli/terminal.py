@@ -53,6 +53,11 @@ class View:
         """Move the meter."""
         self._draw()
 
+    def note(self, text: str) -> None:
+        """Say something about the work above the line that changes."""
+        self._line(f"edgegemma: {text}")
+        self._draw()
+
     def _pace(self, lag: Lag) -> None:
         """Say that words come in another way now; how far behind it is, the meter shows."""
         how = f"{lag.block_s:g} s at a time" if lag.partials else "only at the end"
