@@ -85,7 +85,8 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(transcribing, "load", lambda *_: object())
+    model = SimpleNamespace(package=SimpleNamespace(prompts={}))
+    monkeypatch.setattr(transcribing, "load", lambda *_: model)
     monkeypatch.setattr("edgegemma.transcribe.recording", Sound)
     monkeypatch.setattr("edgegemma.listen.listener.Listener", Heard)
     return said
