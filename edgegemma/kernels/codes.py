@@ -17,13 +17,19 @@ from numba import njit, prange, typeof, types
 
 from edgegemma.kernels import simd, threads
 from edgegemma.kernels.activation import EMPTY, _padded, _quantize
-from edgegemma.kernels.fours import apart, share, store_integers, store_totals
+from edgegemma.kernels.fours import (
+    add_fours,
+    apart,
+    share,
+    store_integers,
+    store_totals,
+    zero_fours,
+)
 from edgegemma.kernels.lanes import lane_scales
 from edgegemma.kernels.late import Kernel, call, ready
 from edgegemma.kernels.simd import (
     RUN,
     dot,
-    dot_run,
     fma,
     load,
     load_floats,
@@ -36,9 +42,6 @@ from edgegemma.kernels.simd import (
 from edgegemma.kernels.static import _quantize_static
 
 _WIDTH, _LANES = simd.WIDTH, simd.LANES
-_STREAM = (
-    48 << 10
-)  # bytes, at most, of a stream: four and their neighbours' fit the smallest cache of a core's own
 
 
 def _codes(x, codes, scale, activation, bits, block, y):  # type: ignore[no-untyped-def]
@@ -97,23 +100,20 @@ def _make_integers(bits: int) -> Any:
             x, at = m * x_size, m * y.shape[1]
             for n in range(first, first + quarter):
                 n1, n2, n3 = apart(n, quarter, stop - 1)
-                c0, c1, c2, c3 = n * size, n1 * size, n2 * size, n3 * size
-                a0 = a1 = a2 = a3 = load_ints(r.total, m * _LANES)
+                c = n * size, n1 * size, n2 * size, n3 * size
+                sums = zero_fours(bits)
                 for k in range(0, whole, run):
                     j = x + k * 8 // bits
-                    a0 = dot_run(a0, codes, c0 + k, r.planes, j, bits)
-                    a1 = dot_run(a1, codes, c1 + k, r.planes, j, bits)
-                    a2 = dot_run(a2, codes, c2 + k, r.planes, j, bits)
-                    a3 = dot_run(a3, codes, c3 + k, r.planes, j, bits)
+                    places = c[0] + k, c[1] + k, c[2] + k, c[3] + k
+                    sums = add_fours(sums, codes, places, r.planes, j, RUN, bits)
                 for j in range(whole * 8 // bits, x_size, unit):
                     k = min(j * bits // 8, size - _WIDTH)
-                    a0 = dot(a0, load(codes, c0 + k), r.planes, x + j, bits)
-                    a1 = dot(a1, load(codes, c1 + k), r.planes, x + j, bits)
-                    a2 = dot(a2, load(codes, c2 + k), r.planes, x + j, bits)
-                    a3 = dot(a3, load(codes, c3 + k), r.planes, x + j, bits)
-                s0, s1, s2, s3 = scale[n, 0], scale[n1, 0], scale[n2, 0], scale[n3, 0]
+                    places = c[0] + k, c[1] + k, c[2] + k, c[3] + k
+                    sums = add_fours(sums, codes, places, r.planes, x + j, 1, bits)
+                scales = scale[n, 0], scale[n1, 0], scale[n2, 0], scale[n3, 0]
                 places = at + n, at + n1, at + n2, at + n3
-                store_integers(y, places, a0, a1, a2, a3, r.rows[m], s0, s1, s2, s3, out)
+                total = load_ints(r.total, m * _LANES)
+                store_integers(y, places, sums, total, r.rows[m], scales, out, bits)
 
     return integers
 

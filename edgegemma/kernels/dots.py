@@ -28,6 +28,34 @@ BYTE_OFFSET = {
 RUN = 4  # vectors of codes that `run` takes
 
 
+def sums(path: str, bits: int) -> int:
+    """Count the sums of a weight row: with one for each plane of codes, no code needs to be shifted."""
+    return 8 // bits if path == "avx512vnni" else 1
+
+
+def side_by_side(b: Any, rows: Any, units: Any, planes: Any, bits: int) -> None:
+    """Add the products of vectors of codes to the sums of their rows, in place: ``units[v][r]`` with ``planes[v]``.
+
+    A code stays where it is in its byte, so plane c's sum is ``2**(bits * c)`` times too large. Row after row in turn: a
+    sum's next product would wait for the last one.
+    """
+    for vectors, xs in zip(units, planes, strict=True):
+        for c, x in enumerate(xs):
+            for row, codes in zip(rows, vectors, strict=True):
+                if bits < 8:
+                    mask = _constant(codes.type, (1 << bits) - 1 << bits * c)
+                    row[c] = _vnni_large(b, row[c], b.and_(codes, mask), x)
+                else:
+                    row[c] = _vnni_large(b, row[c], codes, x)
+
+
+def joined(b: Any, total: Any, parts: Sequence[Any], bits: int) -> Any:
+    """Add up the sums of a row and what is the same for all rows."""
+    for c, part in enumerate(parts):
+        total = b.add(total, b.ashr(part, _constant(part.type, bits * c)) if c else part)
+    return total
+
+
 def run(b: Any, path: str, acc: Any, units: Sequence[tuple[Any, Sequence[Any]]], bits: int) -> Any:
     """Do `dot` for `RUN` vectors of codes with their planes; products stay int16 while they surely fit."""
     if bits < 8 and path == "avx2":

@@ -10,12 +10,15 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
+from edgegemma.kernels import dots, simd
 from edgegemma.kernels.simd import ARRAY, F32, I32, LANES, Floats, Ints, _call, _verb
 
 _FLOATS = ir.VectorType(F32, 4)
-_SCALES = (types.float32,) * 4
 _PLACES = types.UniTuple(types.intp, 4)
+_PATH = simd.TARGET.path
 _STREAM = 48 << 10  # bytes, at most, of each stream of a job
 
 
@@ -32,29 +35,79 @@ def apart(n, quarter, last):  # type: ignore[no-untyped-def]
     return min(n + quarter, last), min(n + 2 * quarter, last), min(n + 3 * quarter, last)
 
 
-@_verb(
-    types.void,
-    ARRAY,
-    _PLACES,
-    Ints,
-    Ints,
-    Ints,
-    Ints,
-    types.float32,
-    *_SCALES,
-    types.float32,
-)
-def store_integers(
-    b: Any, y: Any, places: Any, a0: Any, a1: Any, a2: Any, a3: Any, step: Any,
-    s0: Any, s1: Any, s2: Any, s3: Any, out: Any,
-) -> None:  # fmt: skip
-    """Write at ``y[places[k]]`` for k of 0 … 3: the lanes of vector k summed, times step, times its scale.
+def _zero_fours(_context, bits):  # type: ignore[no-untyped-def]
+    """Give the integer sums of four rows, all zero: `dots.sums` of each."""
+    count = 4 * dots.sums(_PATH, bits.literal_value)
+
+    def codegen(context: Any, b: Any, _signature: Any, _args: Any) -> Any:
+        return cgutils.pack_array(b, [ir.Constant(simd.V32, None)] * count)
+
+    return types.UniTuple(Ints, count)(bits), codegen
+
+
+def _add_fours(_context, sums, codes, places, x, j, count, bits):  # type: ignore[no-untyped-def]
+    """Add to the sums of row r the products of ``count`` vectors of codes from ``codes[places[r]]`` on.
+
+    They meet the activations from ``x[j]`` on. ``count`` is 1 or `dots.RUN`.
+    """
+    width, vectors = bits.literal_value, count.literal_value
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        sums, codes, places, x, j, _, _ = args
+        codes = simd._plain(context, b, signature.args[1], codes)
+        x = simd._plain(context, b, signature.args[3], x)
+        rows = cgutils.unpack_tuple(b, places, 4)
+        before = cgutils.unpack_tuple(b, sums, len(signature.args[0]))
+        return cgutils.pack_array(b, _add(b, before, (codes, rows), (x, j), vectors, width))
+
+    return sums(sums, codes, places, x, j, count, bits), codegen
+
+
+def _add(b: Any, sums: Any, weights: Any, activations: Any, vectors: int, bits: int) -> list[Any]:
+    """Build `add_fours`."""
+    (codes, rows), (x, j) = weights, activations
+    each = len(sums) // 4
+    fours = [list(sums[r * each : (r + 1) * each]) for r in range(4)]
+
+    def unit(row: Any, v: int) -> Any:
+        return simd._load(b, codes, b.add(row, ir.Constant(row.type, v * simd.WIDTH)), simd.V8)
+
+    def planes(v: int) -> list[Any]:
+        first = b.add(j, ir.Constant(j.type, v * simd.WIDTH * 8 // bits))
+        return simd._planes(b, x, first, bits)
+
+    if _PATH == "avx512vnni":
+        units = [[unit(row, v) for row in rows] for v in range(vectors)]
+        dots.side_by_side(b, fours, units, [planes(v) for v in range(vectors)], bits)
+        return [total for own in fours for total in own]
+    for own, row in zip(fours, rows, strict=True):
+        taken = [(unit(row, v), planes(v)) for v in range(vectors)]
+        if vectors == 1:
+            own[0] = dots.dot(b, _PATH, own[0], *taken[0], bits)
+        else:
+            own[0] = dots.run(b, _PATH, own[0], taken, bits)
+    return [total for own in fours for total in own]
+
+
+def _store_integers(_context, y, places, sums, total, step, scales, out, bits):  # type: ignore[no-untyped-def]
+    """Write at ``y[places[r]]`` for r of 0 … 3 the lanes of row r's sums and of ``total`` added up, times step and scale.
 
     ``out`` is a static scale of the results, 0 for none, as in `activation._fake`.
     """
-    sums = b.sitofp(_sum_lanes(b, b.add, [a0, a1, a2, a3]), _FLOATS)
-    scaled = b.fmul(b.fmul(sums, _join(b, [step] * 4)), _join(b, [s0, s1, s2, s3]))
-    _store(b, y, places, scaled, out)
+    width = bits.literal_value
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        y, places, sums, total, step, scales, out, _ = args
+        parts = cgutils.unpack_tuple(b, sums, len(signature.args[2]))
+        each = len(parts) // 4
+        rows = [dots.joined(b, total, parts[r * each : (r + 1) * each], width) for r in range(4)]
+        whole = b.sitofp(_sum_lanes(b, b.add, rows), _FLOATS)
+        scale = _join(b, cgutils.unpack_tuple(b, scales, 4))
+        scaled = b.fmul(b.fmul(whole, _join(b, [step] * 4)), scale)
+        _store(b, simd._plain(context, b, signature.args[0], y), places, scaled, out)
+        return context.get_dummy_value()
+
+    return types.void(y, places, sums, total, step, scales, out, bits), codegen
 
 
 @_verb(types.void, ARRAY, _PLACES, Floats, Floats, Floats, Floats, types.float32)
@@ -113,3 +166,8 @@ def _fake(b: Any, v: Any, step: Any) -> Any:
         edge = ir.Constant(_FLOATS, [bound] * 4)
         v = b.select(b.fcmp_ordered(sign, v, edge), edge, v)
     return b.fmul(v, step)
+
+
+zero_fours: Any = intrinsic(prefer_literal=True)(_zero_fours)
+add_fours: Any = intrinsic(prefer_literal=True)(_add_fours)
+store_integers: Any = intrinsic(prefer_literal=True)(_store_integers)

@@ -135,17 +135,6 @@ def load(b: Any, array: Any, i: Any) -> Any:
     return _load(b, array, i, V8)
 
 
-@_verb(Ints, Ints, ARRAY, types.intp, ARRAY, types.intp, LITERAL)
-def dot_run(b: Any, acc: Any, codes: Any, i: Any, x: Any, j: Any, bits: int) -> Any:
-    """Do `dot` for `RUN` vectors of codes from ``codes[i]`` on and the activations from ``x[j]`` on."""
-    units = []
-    for k in range(RUN):
-        unit = _load(b, codes, b.add(i, ir.Constant(i.type, k * WIDTH)), V8)
-        first = b.add(j, ir.Constant(j.type, k * WIDTH * 8 // bits))
-        units.append((unit, _planes(b, x, first, bits)))
-    return dots.run(b, TARGET.path, acc, units, bits)
-
-
 @_verb(Ints, Ints, Bytes, ARRAY, types.intp, LITERAL)
 def dot(b: Any, acc: Any, codes: Any, x: Any, i: Any, bits: int) -> Any:
     """Add to each lane the products of its codes with the activations at ``x[i:]``.
@@ -223,6 +212,12 @@ def add_ints(b: Any, u: Any, v: Any) -> Any:
 def scale_ints(b: Any, v: Any, factor: Any) -> Any:
     """Multiply every lane by one integer."""
     return b.mul(v, _splat(b, factor, V32))
+
+
+@_verb(Ints, types.int32)
+def splat_int(b: Any, value: Any) -> Any:
+    """One integer in every lane."""
+    return _splat(b, value, V32)
 
 
 @_verb(types.int32, Ints)
