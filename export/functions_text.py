@@ -54,7 +54,9 @@ LAYERS: dict[str, tuple[Slot, ...]] = {
     "DecoderLayerExpertsTied": tuple(s for s in PLAIN_EXPERTS if s.name != "v_proj"),
 }
 """The weights of each kind of layer, in order."""
-PLAIN_LAYERS = tuple(name for name in LAYERS if LAYERS[name][-2].name not in _PER_LAYER)
+PLAIN_LAYERS = tuple(
+    name for name, slots in LAYERS.items() if not any(s.name in _PER_LAYER for s in slots)
+)
 HEAD = (Slot("lm_head", "lm_head", "linear"),)
 
 _STATE = ["hidden_states", "per_layer_input", "cos", "sin", "position_ids"]
