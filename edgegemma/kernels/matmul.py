@@ -1,8 +1,10 @@
 """Multiply many rows by packed codes, in blocks.
 
 A thread takes `_CHUNK` weight rows and unpacks `_DEPTH` of their columns into bytes; what it unpacked stays in its
-first-level cache and meets the activation rows a tile at a time (`tiles`). Each result is the same exact integer, or
-the same chain of float operations, as in `codes`, so a row's bits do not depend on how many rows are in the call.
+first-level cache and meets the activation rows a tile at a time (`tiles`). With 64-byte vectors exact products lie
+otherwise: a weight row in each lane (`rowlanes`), so that no sum has to be added up across lanes. Each result is the
+same exact integer, or the same chain of float operations, as in `codes`, so a row's bits do not depend on how many
+rows are in the call.
 """
 
 from __future__ import annotations
@@ -12,17 +14,19 @@ from typing import Any
 import numpy as np
 from numba import njit, prange, typeof, types
 
-from edgegemma.kernels import simd, tiles
-from edgegemma.kernels.activation import EMPTY, _fake, _padded, _quantize
+from edgegemma.kernels import rowlanes, simd, tiles
+from edgegemma.kernels.activation import EMPTY, Rounded, _fake, _padded, _quantize
 from edgegemma.kernels.codes import _scales_in_unit
 from edgegemma.kernels.lanes import lane_scales
 from edgegemma.kernels.late import Kernel, call, ready
+from edgegemma.kernels.rowlanes import ask, multiply_lanes, turn
 from edgegemma.kernels.simd import (
     add_ints,
     load_floats,
     load_ints,
     multiply,
     splat,
+    splat_int,
     store_floats,
     sum_ints,
     to_floats,
@@ -59,7 +63,7 @@ def _matmul(x, codes, scale, activation, bits, block, y):  # type: ignore[no-unt
             address = ready("many_integers4")
         else:
             address = ready("many_integers8")
-        r = _quantize_static(x, activation[0], bits)
+        r = _laid(_quantize_static(x, activation[0], bits))
         _chunks(address, codes, scale, activation[1], r, r.block, 1, y)
         return
     if bits == 2:
@@ -82,6 +86,14 @@ def _chunks(address, codes, scale, out, r, index, count, y):  # type: ignore[no-
     for c in prange((rows + _CHUNK - 1) // _CHUNK):
         first, stop = c * _CHUNK, min(rows, c * _CHUNK + _CHUNK)
         call("many_integers2", address, (codes, scale, out, r, index, count, y, first, stop))
+
+
+@njit(cache=True)
+def _laid(r):  # type: ignore[no-untyped-def]
+    """Give the activations with their planes as the kernels of exact products want them."""
+    if rowlanes.USED:
+        return Rounded(_panels(r.planes), r.offset, r.total, r.lanes, r.block, r.rows)
+    return r
 
 
 def _make_unpack(bits: int, depth: int, step: int) -> Any:
@@ -131,6 +143,71 @@ def _make_integers(bits: int) -> Any:
         _scale_sums(sums, scale, out, r, y, first, stop)
 
     return integers
+
+
+def _make_lane_integers(bits: int) -> Any:
+    """Do what `_make_integers` does, a weight row in each lane; the planes of ``r`` are panels."""
+    unit = _WIDTH * 8 // bits
+
+    def integers(codes, scale, out, r, index, count, y, first, stop):  # type: ignore[no-untyped-def]
+        rows, size = y.shape[0], r.planes.shape[1]
+        last = codes.shape[1] - _WIDTH
+        room = np.empty(_LANES * _DEPTH + _WIDTH, np.int8)
+        digits = room[-room.ctypes.data % _WIDTH :]  # no vector lies in two lines of the cache
+        sums = np.empty((rows + _LANES, _LANES), np.int32)
+        for k in range(0, size, _DEPTH):
+            end = min(size, k + _DEPTH)
+            for v in range(k, end, unit):
+                i = min(v * bits // 8, last)
+                turn(codes, first, stop - 1, codes.shape[1], i, digits, (v - k) * _LANES, bits)
+            for n in range(stop, min(stop + _CHUNK, codes.shape[0])):
+                for i in range(k * bits // 8, end * bits // 8, _WIDTH):
+                    ask(codes, n * codes.shape[1] + min(i, last))
+            m = 0
+            while m < rows:
+                p = (m // _LANES * size + k) * _LANES + m % _LANES * 4
+                if rows - m > 8:
+                    multiply_lanes(sums, m * _LANES, k > 0, digits, r.planes, p, (end - k) // 4, 16)
+                    m += 16
+                else:
+                    multiply_lanes(sums, m * _LANES, k > 0, digits, r.planes, p, (end - k) // 4, 4)
+                    m += 4
+        _scale_lanes(sums, scale, out, r, y, first, stop)
+
+    return integers
+
+
+@njit(cache=True, parallel=True)
+def _panels(planes):  # type: ignore[no-untyped-def]
+    """Lay rows of int8 [M, K] side by side, four bytes of each: [M / lanes rounded up * lanes, K]."""
+    rows, size = planes.shape
+    blocks = (rows + _LANES - 1) // _LANES
+    out = np.empty((blocks * _LANES, size), np.int8)
+    for block in prange(blocks):
+        for i in range(0, size, _WIDTH):
+            at = (block * size + i) * _LANES
+            turn(planes, block * _LANES, rows - 1, size, i, out, at, 8)
+    return out
+
+
+@njit(cache=True)
+def _scale_lanes(sums, scale, out, r, y, first, stop):  # type: ignore[no-untyped-def]
+    """Turn the sums [M, chunk] into results: columns first … stop of y."""
+    scales, part = np.zeros(_LANES, np.float32), np.empty(_LANES, np.float32)
+    for n in range(stop - first):
+        scales[n] = scale[first + n, 0]
+    by = load_floats(scales, 0)
+    for m in range(y.shape[0]):
+        offset = splat_int(sum_ints(load_ints(r.total, m * _LANES)))
+        v = to_floats(add_ints(load_ints(sums, m * _LANES), offset))
+        v = multiply(multiply(v, splat(r.rows[m])), by)
+        v = fake(v, out) if out != np.float32(0.0) else v
+        if stop - first == _LANES:
+            store_floats(y, m * y.shape[1] + first, v)
+        else:
+            store_floats(part, 0, v)
+            for n in range(stop - first):
+                y[m, first + n] = part[n]
 
 
 @njit(cache=True)
@@ -208,6 +285,7 @@ _PACKED, _INDEX = types.Array(types.uint8, 2, "C"), types.Array(types.int32, 1, 
 _INT, _FLOAT = types.int64, types.float32
 _CHUNK_OF = types.void(_PACKED, _MATRIX, _FLOAT, typeof(EMPTY), _INDEX, _INT, _MATRIX, _INT, _INT)
 for _bits in (2, 4, 8):
-    Kernel(f"many_integers{_bits}", _CHUNK_OF, _make_integers(_bits))
+    _make = _make_lane_integers if rowlanes.USED else _make_integers
+    Kernel(f"many_integers{_bits}", _CHUNK_OF, _make(_bits))
     Kernel(f"many_blocks{_bits}", _CHUNK_OF, _make_blocks(_bits))
 Kernel("matmul", types.void(_MATRIX, _PACKED, _MATRIX, _VECTOR, _INT, _INT, _MATRIX), _matmul)

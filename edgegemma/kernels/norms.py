@@ -18,6 +18,7 @@ F32 = NDArray[np.float32]
 FASTMATH = {"contract", "nsz"}  # NaN survives, and the trick that rounds in `_exp` is left alone
 REDUCE = {"contract", "reassoc", "nsz"}  # for sums whose length does not depend on the call
 _CHUNK = 4096  # columns of a row that one thread takes
+_MANY = 16  # rows from which on a fork and join of the threads pays
 
 
 def rms_norm(x: F32, weight: F32 | None, eps: float) -> F32:
@@ -213,14 +214,29 @@ def _scale(x, factor):  # type: ignore[no-untyped-def]
             x[s, i] *= f
 
 
-@njit(fastmath=FASTMATH, error_model="numpy", cache=True)
+@njit(cache=True)
 def _gelu_gate(a, b):  # type: ignore[no-untyped-def]
-    """Write gelu(a) · b into a. tanh(u) = 2 σ(2u) - 1, so gelu(a) = a σ(2u): no cancellation."""
-    for s in range(a.shape[0]):
-        for i in range(a.shape[1]):
-            v = a[s, i]
-            u = np.float32(-1.5957691216) * (v + np.float32(0.044715) * v * v * v)
-            a[s, i] = v / (np.float32(1.0) + _exp(u)) * b[s, i]
+    """Write gelu(a) · b into a; many rows are shared among the threads."""
+    if a.shape[0] < _MANY:
+        for s in range(a.shape[0]):
+            _gelu_row(a[s], b[s])
+    else:
+        _gelu_rows(a, b)
+
+
+@njit(cache=True, parallel=True)
+def _gelu_rows(a, b):  # type: ignore[no-untyped-def]
+    for s in prange(a.shape[0]):
+        _gelu_row(a[s], b[s])
+
+
+@njit(fastmath=FASTMATH, error_model="numpy", cache=True)
+def _gelu_row(a, b):  # type: ignore[no-untyped-def]
+    """Gate a row. tanh(u) = 2 σ(2u) - 1, so gelu(a) = a σ(2u): no cancellation."""
+    for i in range(a.size):
+        v = a[i]
+        u = np.float32(-1.5957691216) * (v + np.float32(0.044715) * v * v * v)
+        a[i] = v / (np.float32(1.0) + _exp(u)) * b[i]
 
 
 @njit(fastmath=FASTMATH, error_model="numpy", cache=True)
