@@ -1,7 +1,8 @@
 """The machine's own limits, measured beside the work: bytes read from memory, products of bytes in registers.
 
-A sample takes about a hundredth of a second, so it can be taken between two rounds of timed work: on a machine that
-others use, only what was measured in the same minute may be compared.
+A sample takes some hundredths of a second, so it can be taken between two rounds of timed work: on a machine that
+others use, only what was measured in the same minute may be compared. It is not shorter, because such a machine's
+bandwidth may differ by half from one hundredth of a second to the next.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 from edgegemma.errors import BudgetError
 
 BUFFER = 256 << 20  # bytes: far beyond the caches of machines with a few cores
-PRODUCTS = 2_000_000_000  # of a sample, on each thread
+PASSES = 6  # over the buffer in a sample
+PRODUCTS = 10_000_000_000  # of a sample, on each thread
 
 
 class Limits:
@@ -47,8 +49,9 @@ class Limits:
     def read(self) -> float:
         """Take a sample of the read bandwidth, in bytes a second."""
         began = self._start()
-        self._kernels.read_sum(self._buffer)
-        return float(self._buffer.nbytes / (time.perf_counter() - began))
+        for _ in range(PASSES):
+            self._kernels.read_sum(self._buffer)
+        return float(PASSES * self._buffer.nbytes / (time.perf_counter() - began))
 
     def dot(self) -> float:
         """Take a sample of the int8 dot products, in products (multiply and add) a second."""
