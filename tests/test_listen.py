@@ -244,6 +244,23 @@ def test_lost_sound_is_told_and_ends_the_utterance(files: FakePackage) -> None:
     assert gone.overflows == 1
 
 
+def test_what_took_its_time_before_the_first_sound_is_no_lag(
+    files: FakePackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, lags = [0.0], []
+
+    class Asked(Played):
+        def __iter__(self) -> Iterator[Block]:
+            lags.append(listener.lag_s)
+            yield from super().__iter__()
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    listener = Listener(FakeModel(files, [EOS]), Asked(silence(1)))
+    now[0] = 100.0
+    list(listener)
+    assert lags == [0.0]
+
+
 def test_what_is_done_already_is_left_out(files: FakePackage, long_talk: F32) -> None:
     whole = finals(list(Listener(Talker(files), Played(long_talk), partials=False)))
     done = round(whole[0].end_s * SAMPLE_RATE)

@@ -122,6 +122,7 @@ class Listener:
         """
         if self.source.live:
             self.prepare()
+        self._taken_at = time.perf_counter()  # no sound existed before
         failed: EdgeGemmaError | None = None
         blocks = iter(self.source)
         while not self._cancelled:
