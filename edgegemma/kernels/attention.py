@@ -25,6 +25,7 @@ F32 = NDArray[np.float32]
 _MANY = 32  # queries from which on their tiles keep every thread busy
 _BUDGET = 1 << 20  # floats of block sums kept at a time: 4 MiB
 _LANES = simd.LANES
+_LONG = 64  # blocks of queries from which on joining them is shared among the threads
 _KEYS = 16  # whose values are added before sums go back to memory: 8 KiB of 512 int8 in a row
 
 # Registers the pool's entry points with LLVM. Numba does so when it loads a parallel function, but forgets it for
@@ -111,27 +112,45 @@ def _attend_blocks(q, cache, position, window, out):  # type: ignore[no-untyped-
         for b0 in range(first, first + blocks, span):
             count = min(span, first + blocks - b0)
             _blocks(q[s0 : s0 + tile], cache, position + s0, window, b0, count, peaks, totals, sums)
-            for s in range(s0, min(s0 + tile, queries)):
-                base = s - s0
-                size = min(tile, queries - s0)
-                for h in range(heads):
-                    for b in range(count):
-                        job = (b * kv_heads + h // group) * size + base
-                        at = h % group
-                        _join(
-                            out[s, h],
-                            peak[s],
-                            total[s],
-                            h,
-                            peaks[job, at],
-                            totals[job, at],
-                            sums[job, at],
-                        )
+            size = min(tile, queries - s0)
+            wave = out, peak, total, s0, size, count, kv_heads, peaks, totals, sums
+            if size * count >= _LONG:
+                _join_shared(*wave)
+            else:
+                _join_blocks(*wave)
     for s in range(queries):
         for h in range(heads):
             inverse = np.float32(1.0) / total[s, h]
             for i in range(width):
                 out[s, h, i] *= inverse
+
+
+@njit(cache=True)
+def _join_blocks(out, peak, total, first, size, count, kv_heads, peaks, totals, sums):  # type: ignore[no-untyped-def]
+    """Add the sums of a wave's blocks to those of ``size`` queries, from the oldest block to the newest."""
+    heads = out.shape[1]
+    for job in range(size * heads):
+        s, h = job // heads, job % heads
+        _join_head(out, peak, total, first, size, count, kv_heads, peaks, totals, sums, s, h)
+
+
+@njit(parallel=True, cache=True)
+def _join_shared(out, peak, total, first, size, count, kv_heads, peaks, totals, sums):  # type: ignore[no-untyped-def]
+    """Do `_join_blocks` on all threads."""
+    heads = out.shape[1]
+    for job in prange(size * heads):
+        s, h = job // heads, job % heads
+        _join_head(out, peak, total, first, size, count, kv_heads, peaks, totals, sums, s, h)
+
+
+@njit(cache=True)
+def _join_head(out, peak, total, first, size, count, kv_heads, peaks, totals, sums, s, h):  # type: ignore[no-untyped-def]
+    group = peaks.shape[1]
+    g, at, row = h // group, h % group, first + s
+    for b in range(count):
+        job = (b * kv_heads + g) * size + s
+        block = peaks[job, at], totals[job, at], sums[job, at]
+        _join(out[row, h], peak[row], total[row], h, *block)
 
 
 @njit(error_model="numpy", cache=True)
