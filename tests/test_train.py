@@ -16,7 +16,7 @@ import torch
 
 from train import listening, phones
 from train.features import MELS, Clip
-from train.guidance import NEXT, UNKNOWN, best_path, phone_ranges, windows
+from train.guidance import NEXT, UNKNOWN, best_path, windows
 from train.loop import Run
 from train.recordings import Recording, chosen_keys, divided, guard, held_out_keys
 from train.schedule import Settings
@@ -101,16 +101,12 @@ def test_a_clip_too_short_for_its_phones_has_no_path() -> None:
     assert best_path(scores, [[1, 1]], [2]) == [None]
 
 
-def test_pieces_share_the_phones_of_their_word() -> None:
-    assert phone_ranges(["▁con", "ference", "▁a"], ["kɑnfɹəns", "ɐ"]) == [(0, 3), (2, 8), (8, 9)]
-
-
 def test_the_answer_is_told_where_its_words_are_and_then_the_end() -> None:
     scores = np.full((8, 1, 3), -9.0)
     for step, phone in enumerate([0, 1, 1, 0, 2, 0, 0, 0]):
         scores[step, 0, phone] = 0.0
     paths = best_path(scores, [[1, 2]], [8])
-    found = windows(paths, [[(0, 1), (1, 2)]], [8], [1], 5)
+    found = windows(paths, [8], [1], 5)
     assert found[NEXT, 0].tolist() == [[UNKNOWN] * 2, [0, 4], [3, 6], [5, 8], [UNKNOWN] * 2]
 
 
@@ -119,7 +115,6 @@ SHORT = Settings(
     steps=10,
     batch_frames=240,
     timed_until=0.1,
-    decoder_from=0.2,
     tower_from=0.3,
     listen_from=0.4,
     quantised_from=0.6,

@@ -1,6 +1,7 @@
 """Command line of the recipe: `python -m train {corpus,fit,export,evaluate} --work FOLDER`.
 
-The stages are run in this order; each reads what the one before left in the work folder.
+The stages are run in this order; each reads what the one before left in the work folder. `python -m train all` runs
+them one after the other, and goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from train.features import Shard
 
 
+TOKENIZER_SEED, TOKENIZER_TEXTS = 30_000, 40_000
+
+
 def _training_shards(work: Path) -> list[Shard]:
     from train.corpus import TRAINING
     from train.features import Shard
@@ -25,13 +29,22 @@ def _training_shards(work: Path) -> list[Shard]:
 
 
 def _tokenizer(work: Path) -> Tokenizer:
-    """Load the tokenizer, or learn it from the transcripts of the training shards."""
+    """Load the tokenizer, or learn it from the prompts and from sentences like those of the voices."""
+    from train.corpus import sentences
+    from train.recordings import divided, prompts
+    from train.texts import transcript
     from train.tokens import train_tokenizer
+    from train.translations import Translations
 
     path = work / "tokenizer.json"
     if not path.exists():
-        shards = _training_shards(work)
-        train_tokenizer(clip.text for shard in shards for clip in shard.clips).save(str(path))
+        training, _ = divided(prompts(work))
+        source = sentences(work, TOKENIZER_SEED)
+        texts = [recording.transcript for recording in training] * 10
+        texts += [transcript(source.draw()) for _ in range(TOKENIZER_TEXTS)]
+        pairs = Translations(TOKENIZER_SEED)
+        spanish = [pairs.draw()[1] for _ in range(TOKENIZER_TEXTS)]
+        train_tokenizer(texts, spanish).save(str(path))
     return Tokenizer.from_file(str(path))
 
 
@@ -75,25 +88,36 @@ def evaluate(options: argparse.Namespace) -> None:
         print(name, values)
 
 
+def every(options: argparse.Namespace) -> None:
+    """Run all stages; what is there already is not made again."""
+    for stage in (corpus, fit, export, evaluate):
+        stage(options)
+
+
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     made = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     stages = made.add_subparsers(required=True)
 
-    def stage(run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
-        added = stages.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+    def stage(
+        name: str, run: Callable[[argparse.Namespace], None], *, trains: bool, writes: bool
+    ) -> None:
+        added = stages.add_parser(name, help=run.__doc__, description=run.__doc__)
         added.add_argument(
             "--work", type=Path, default=Path("build/demo"), help="where everything is kept"
         )
+        added.add_argument("--processes", type=int, default=2)
+        if trains:
+            added.add_argument("--steps", type=int, default=2_450, help="of the whole run")
+        if writes:
+            added.add_argument("--checkpoint", type=Path, required=True, help="its folder")
         added.set_defaults(run=run)
-        return added
 
-    stage(corpus).add_argument("--processes", type=int, default=2)
-    fitting = stage(fit)
-    fitting.add_argument("--steps", type=int, default=14_000, help="of the whole run")
-    fitting.add_argument("--processes", type=int, default=2)
-    for run in (export, evaluate):
-        stage(run).add_argument("--checkpoint", type=Path, required=True, help="its folder")
+    stage("corpus", corpus, trains=False, writes=False)
+    stage("fit", fit, trains=True, writes=False)
+    stage("export", export, trains=False, writes=True)
+    stage("evaluate", evaluate, trains=False, writes=True)
+    stage("all", every, trains=True, writes=True)
     return made
 
 

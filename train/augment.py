@@ -64,17 +64,50 @@ def degraded(samples: Samples, generator: np.random.Generator, *, pad: bool = Tr
     return np.clip(samples, -1, 1).astype(np.float32)
 
 
+def notes(count: int, generator: np.random.Generator) -> Samples:
+    """Make a tune of notes that ring into each other, struck or sung, with a chord or a beat below it."""
+    made = np.zeros(count)
+    start, swing = 0, generator.uniform(0, 0.01)
+    while start < count:
+        hertz = 55 * 2 ** (generator.integers(0, 49) / 12)
+        time = np.arange(min(count - start, int(generator.uniform(0.2, 1.5) * SAMPLE_RATE)))
+        time = time / SAMPLE_RATE
+        phase = 2 * np.pi * hertz * (time + swing * np.sin(30 * time) / 30)
+        for harmonic in range(1, generator.integers(2, 14)):
+            fall = np.exp(-time * generator.choice((0.5, 3, 3 + harmonic)))
+            made[start : start + len(time)] += np.sin(harmonic * phase) * fall / harmonic
+        start += int(generator.choice((0, 0.12, 0.17, 0.33, 0.5)) * SAMPLE_RATE) + 1
+    return (made / (made.std() + 1e-9)).astype(np.float32)
+
+
+def knocks(count: int, generator: np.random.Generator) -> Samples:
+    """Make short bursts that ring."""
+    made = np.zeros(count)
+    for start in generator.integers(0, count, generator.integers(2, 14)):
+        time = np.arange(min(count - start, SAMPLE_RATE // 3)) / SAMPLE_RATE
+        ring = np.sin(2 * np.pi * generator.uniform(60, 3_000) * time)
+        ring += generator.uniform(0, 1) * generator.standard_normal(len(time))
+        made[start : start + len(time)] += ring * np.exp(-time / generator.uniform(0.004, 0.06))
+    return (made / (made.std() + 1e-9)).astype(np.float32)
+
+
 def silence(generator: np.random.Generator) -> Samples:
-    """Make a clip without speech: nothing, noise, hum or clicks."""
-    count = int(generator.uniform(0.5, 4.0) * SAMPLE_RATE)
-    level = 10 ** generator.uniform(-4.5, -1.2)
-    kind = generator.integers(4)
+    """Make a clip without speech: nothing, noise steady or in gusts, hum, clicks, knocks or music."""
+    count = int(generator.uniform(0.5, 6.0) * SAMPLE_RATE)
+    level = 10 ** generator.uniform(-4.5, -0.8)
+    kind = generator.integers(9)
     if kind == 0:
         return np.zeros(count, dtype=np.float32)
     made = noise(count, generator.uniform(0, 1), generator) * level
+    time = np.arange(count) / SAMPLE_RATE
     if kind == 2:
-        time = np.arange(count) / SAMPLE_RATE
         made += level * 3 * np.sin(2 * np.pi * generator.uniform(50, 1_500) * time)
     if kind == 3:
         made[generator.integers(0, count, 5)] += generator.uniform(-0.5, 0.5, 5)
+    if kind == 4:
+        made *= 10 ** (0.6 * np.sin(2 * np.pi * generator.uniform(0.2, 2) * time))
+    if kind == 5:
+        made = made * 0.1 + level * knocks(count, generator)
+    if kind > 5:
+        made = made * generator.uniform(0, 0.3) + level * notes(count, generator)
     return np.clip(made, -1, 1).astype(np.float32)

@@ -1,9 +1,9 @@
-"""A bank of soft tokens, cut by phone, and sentences put together from it.
+"""A bank of soft tokens, cut by word, and sentences put together from it.
 
 What a decoder learns last is to listen, because it hears few texts: it knows them by heart. Once the tower is
-finished it is run over training clips; CTC's best path cuts its soft tokens into phones; and any
-text whose pronunciation is known can then be played to the decoder without a recording, as
-unit selection does it with samples: the longest runs of phones that the bank has, from one speaker.
+finished it is run over training clips; CTC's best path cuts its soft tokens into the pieces of words; and any
+text can then be played to the decoder without a recording, as unit selection does it with samples: the longest
+runs of words that the bank has, from one speaker.
 """
 
 from __future__ import annotations
@@ -21,65 +21,64 @@ import torch
 from train.batches import Batch, TrainingClips
 from train.guidance import Path as Heard
 from train.guidance import best_path
-from train.losses import phone_scores
+from train.losses import short, word_scores
 from train.phones import BLANK
+from train.tokens import VOCABULARY
 
-CLIPS = {"real": 3_000, "joined": 600, "hibari": 1_800, "other voices": 1_500, "silence": 250}
+CLIPS = {"real": 2_400, "joined": 700, "hibari": 2_000, "other voices": 1_600, "silence": 300}
 """How many clips of each kind are taken, or all."""
 RECORDED = "recorded"
-LONGEST_UNIT, LONGEST_RUN, KEY = 12, 6, 8
-MISHEARD, BLENDED, STRETCHED = 0.03, 0.12, 0.12
+LONGEST_UNIT, LONGEST_RUN, KEY = 40, 4, 6
+BLENDED, STRETCHED = 0.10, 0.12
+CONFUSED = 8  # pieces for which each is most often taken
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """What the decoder is given: soft tokens, what they say, and where each phone is heard.
+    """What the decoder is given: soft tokens, what they say, and where each piece of it is heard.
 
     Attributes
     ----------
     soft : ndarray, shape (tokens, width)
     text : str
     path : (first, last) or None
-        First and last soft token of each phone, as `best_path` gives them.
+        First and last soft token of each piece, as `best_path` gives them.
+    translation : str
+        In Spanish, where that is asked for.
     """
 
     soft: np.ndarray
     text: str
     path: Heard | None
+    translation: str = ""
 
 
 @torch.no_grad()
-def heard(model: Any, ctc_head: torch.nn.Linear, batch: Batch) -> tuple[Any, ...]:
-    """Return the soft tokens of each clip, CTC's paths, and how phones are taken for each other."""
-    out = model.model.get_audio_features(batch.features, batch.mask)
-    soft = out.pooler_output[out.attention_mask]
-    scores = phone_scores(ctc_head, soft, batch).numpy()
-    targets = [part.tolist() for part in batch.targets.split(batch.target_lengths.tolist())]
+def heard(model: Any, batch: Batch) -> tuple[Any, ...]:
+    """Return the soft tokens of each clip, CTC's paths, and how pieces are taken for each other."""
+    with short():
+        out = model.model.get_audio_features(batch.features, batch.mask)
+    soft = out.pooler_output[out.attention_mask].float()
+    scores = word_scores(model, soft, batch).numpy()
+    targets = [part.tolist() for part in batch.words.split(batch.word_lengths.tolist())]
     paths = best_path(scores, targets, batch.token_lengths.tolist())
-    confused = np.zeros((scores.shape[2], scores.shape[2]), dtype=np.float32)
+    confused = np.zeros((VOCABULARY, VOCABULARY), dtype=np.float32)
     for clip, (path, said) in enumerate(zip(paths, targets, strict=True)):
         if path is not None:
             np.add.at(confused, said, np.exp(scores[path[0], clip]))
-    return soft.split(batch.token_lengths.tolist()), paths, confused
+    return soft.split(batch.token_lengths.tolist()), paths, targets, confused
 
 
-def fill(
-    model: Any,
-    ctc_head: torch.nn.Linear,
-    clips: TrainingClips,
-    path: Path,
-    rank: int,
-    processes: int,
-) -> None:
+def fill(model: Any, clips: TrainingClips, path: Path, rank: int, processes: int) -> None:
     """Write one process's share of the bank: `path` with the soft tokens, and `.json` beside it."""
     model.eval()
     soft: list[np.ndarray] = []
     lines: list[dict[str, Any]] = []
     confused: Any = 0
     for batch, pairs in clips.once(CLIPS, rank, processes):
-        parts, paths, mixed = heard(model, ctc_head, batch)
+        parts, paths, targets, mixed = heard(model, batch)
         confused = confused + mixed
-        for part, found, (kind, clip) in zip(parts, paths, pairs, strict=True):
+        for part, found, said, (kind, clip) in zip(parts, paths, targets, pairs, strict=True):
             soft.append(part.numpy().astype(np.float16))
             lines.append(
                 {
@@ -87,13 +86,15 @@ def fill(
                     "speaker": RECORDED if kind in ("real", "joined") else clip.source,
                     "text": clip.text,
                     "tokens": len(part),
-                    "phones": clips.pronunciations.numbers(clip),
+                    "pieces": said,
                     "path": None if found is None else [edge.tolist() for edge in found],
                 }
             )
-    path.with_suffix(".json").write_text(
-        json.dumps({"clips": lines, "confused": confused.tolist()})
-    )
+    np.fill_diagonal(confused, 0)
+    confused[:, BLANK] = 0
+    often = np.argpartition(-confused, CONFUSED, axis=1)[:, :CONFUSED]
+    told = {"clips": lines, "confused": often.tolist()}
+    path.with_suffix(".json").write_text(json.dumps(told))
     np.save(path.with_suffix(".new.npy"), np.concatenate(soft))
     path.with_suffix(".new.npy").replace(path.with_suffix(".npy"))
 
@@ -114,26 +115,23 @@ class Bank:
         self._starts = np.cumsum([0, *(clip["tokens"] for clip in self._clips)])
         self.kinds: dict[str, list[int]] = {}
         self._deviation = self._soft[::7].astype(np.float32).std(0)
-        confused = np.sum([part["confused"] for part in read], axis=0)
-        np.fill_diagonal(confused, 0)
-        confused[:, BLANK] = 0
-        self._confused = (confused + 1e-9) / (confused + 1e-9).sum(1, keepdims=True)
+        self._confused = read[0]["confused"]
         self._cut()
 
     def _cut(self) -> None:
-        """Cut the clips into phones and sort these by what follows."""
+        """Cut the clips into pieces of words and sort these by what follows."""
         said: list[str] = []
-        units: list[tuple[int, int, int, int]] = []  # start, past, first and last of the phone
+        units: list[tuple[int, int, int, int]] = []  # start, past, first and last of the piece
         speakers: list[str] = []
         self._pauses: dict[str, list[tuple[int, int]]] = {}
         for number, clip in enumerate(self._clips):
             self.kinds.setdefault(clip["kind"], []).append(number)
-            if clip["path"] is None:
+            if clip["path"] is None or not clip["pieces"]:
                 continue
             start, (first, last) = int(self._starts[number]), clip["path"]
             edges = [max(0, first[0] - 2), *(at + 1 for at in last[:-1])]
             edges.append(min(clip["tokens"], last[-1] + 2))
-            said.extend([*map(chr, clip["phones"]), "\0"])
+            said.extend([*map(chr, clip["pieces"]), "\0"])
             units += [
                 (start + a, start + b, start + f, start + e)
                 for a, b, f, e in zip(edges, edges[1:], first, last, strict=False)
@@ -160,18 +158,18 @@ class Bank:
         return sorted(self._places)
 
     def _find(self, speaker: str, run: str, generator: np.random.Generator) -> int | None:
-        """Find a place at which a speaker says a run of phones."""
+        """Find a place at which a speaker says a run of pieces."""
         keys = self._keys[speaker]
         low = bisect_left(keys, run)
         high = bisect_left(keys, run + "\uffff", low)
         return self._places[speaker][generator.integers(low, high)] if low < high else None
 
     def _chosen(self, speaker: str, said: str, generator: np.random.Generator) -> list[int] | None:
-        """Choose a unit for each phone, in runs that follow the phone before them if there are such."""
+        """Choose a unit for each piece, in runs that follow the piece before them if there are such."""
         chosen: list[int] = []
         while len(chosen) < len(said):
             at = len(chosen)
-            longest = min(len(said) - at, int(generator.integers(2, LONGEST_RUN + 1)))
+            longest = min(len(said) - at, int(generator.integers(1, LONGEST_RUN + 1)))
             tries = [(1, n) for n in range(longest, 0, -1)] if at else [(0, longest)]
             tries += [(0, n) for n in range(min(2, longest), 0, -1)]
             for before, count in tries:
@@ -184,31 +182,28 @@ class Bank:
         return chosen
 
     def spoken(
-        self, text: str, phones: Sequence[int], generator: np.random.Generator
+        self, text: str, pieces: Sequence[int], generator: np.random.Generator
     ) -> Spoken | None:
-        """Put a text together; None if a phone of it is lacking.
+        """Put a text together; None if a piece of it is lacking.
 
-        Some phones are taken for others, mixed with others, stretched or shortened: speech that was never trained
-        on is heard less well than the clips of the bank.
+        Some pieces are mixed with others, stretched or shortened: speech that was never trained on is heard less
+        well than the clips of the bank.
         """
-        speaker = RECORDED if generator.random() < 0.6 else str(generator.choice(self.speakers))
-        really = "".join(map(chr, phones))
-        said = "".join(
-            chr(self._other(phone, generator)) if generator.random() < MISHEARD else chr(phone)
-            for phone in phones
-        )
-        units = None
-        for who, what in ((speaker, said), (RECORDED, really), ("hibari", really)):
-            units = units or (self._chosen(who, what, generator) if who in self._keys else None)
-        if units is None:
+        said = "".join(map(chr, pieces))
+        wanted = RECORDED if generator.random() < 0.5 else str(generator.choice(self.speakers))
+        for speaker in (wanted, RECORDED, "hibari"):
+            units = self._chosen(speaker, said, generator) if speaker in self._keys else None
+            if units is not None:
+                break
+        else:
             return None
         parts, first, last = [self._pause(speaker, generator)], [], []
         at = len(parts[0])
-        for unit, phone in zip(units, phones, strict=True):
+        for unit, piece in zip(units, pieces, strict=True):
             start, past, begins, ends = self._units[unit]
             part = self._soft[start:past].astype(np.float32)
             if generator.random() < BLENDED:
-                part = self._blended(speaker, part, self._other(phone, generator), generator)
+                part = self._blended(speaker, part, self._other(piece, generator), generator)
             places = np.arange(len(part))
             if generator.random() < STRETCHED:
                 places = np.sort(np.append(places, generator.integers(len(part))))
@@ -222,20 +217,20 @@ class Bank:
         soft = self._noisy(np.concatenate(parts), generator)
         return Spoken(soft, text, (np.array(first), np.array(last)))
 
-    def _other(self, phone: int, generator: np.random.Generator) -> int:
-        """Draw what a phone is taken for."""
-        return int(generator.choice(len(self._confused), p=self._confused[phone]))
+    def _other(self, piece: int, generator: np.random.Generator) -> int:
+        """Draw what a piece is taken for."""
+        return int(generator.choice(self._confused[piece]))
 
     def _blended(
-        self, speaker: str, part: np.ndarray, phone: int, generator: np.random.Generator
+        self, speaker: str, part: np.ndarray, piece: int, generator: np.random.Generator
     ) -> np.ndarray:
-        """Mix another phone into the soft tokens of one."""
-        place = self._find(speaker, chr(phone), generator)
+        """Mix another piece into the soft tokens of one, the ends of both at the same place."""
+        place = self._find(speaker, chr(piece), generator)
         if place is None:
             return part
         start, past, *_ = self._units[place]
-        share = np.float32(generator.uniform(0, 0.6))
-        places = np.linspace(start, past - 1, len(part)).round().astype(int)
+        share = np.float32(generator.uniform(0, 0.5))
+        places = np.maximum(np.arange(past - len(part), past), start)
         return (1 - share) * part + share * self._soft[places]
 
     def _pause(self, speaker: str, generator: np.random.Generator) -> np.ndarray:
@@ -248,10 +243,10 @@ class Bank:
         noise = generator.standard_normal(soft.shape, dtype=np.float32)
         return soft + noise * self._deviation * np.float32(generator.uniform(0, 0.3))
 
-    def recorded(self, kind: str, generator: np.random.Generator) -> Spoken:
-        """Give a clip of the bank as it is, with some noise."""
+    def recorded(self, kind: str, generator: np.random.Generator) -> tuple[Spoken, list[int]]:
+        """Give a clip of the bank as it is, with some noise, and its pieces."""
         number = self.kinds[kind][generator.integers(len(self.kinds[kind]))]
         clip, start = self._clips[number], self._starts[number]
         soft = self._soft[start : start + clip["tokens"]].astype(np.float32)
         path = clip["path"] and (np.array(clip["path"][0]), np.array(clip["path"][1]))
-        return Spoken(self._noisy(soft, generator), clip["text"], path)
+        return Spoken(self._noisy(soft, generator), clip["text"], path), clip["pieces"]

@@ -14,28 +14,27 @@ from tokenizers import Tokenizer
 
 from train.corpus import PHONES, TRAINING
 from train.features import FRAMES_PER_TOKEN, MELS, Clip, Shard
+from train.frames import changed
 from train.guidance import Path as Heard
-from train.guidance import phone_ranges
 from train.phones import BLANK, Pronunciations
 from train.recordings import guard
-from train.tokens import CONTROL, prompt_ids
+from train.tokens import CONTROL, INSTRUCTION, VOCABULARY, answer_ids, prompt_ids
 
 if TYPE_CHECKING:
     from train.schedule import Settings
 
 WEIGHTS = {
-    "real": 0.30,
-    "joined": 0.22,
-    "hibari": 0.22,
-    "other voices": 0.17,
-    "silence": 0.03,
-    "aligned": 0.06,
+    "real": 0.22,
+    "joined": 0.17,
+    "hibari": 0.31,
+    "other voices": 0.22,
+    "silence": 0.04,
+    "aligned": 0.04,
 }
 """How often a clip of each kind is drawn."""
 ALIGNED = {"aligned": 0.95, "silence": 0.05}
 """The same, while the tower learns phones from their times."""
 TOKEN_SECONDS, DELAY = 0.04, 0.06
-WARPED_SHARE, WARP = 0.6, (0.86, 1.16)
 CORRUPTION = 0.1
 POOL = 512
 IGNORED = -100
@@ -70,14 +69,12 @@ class Batch(Sequences):
         Prompt, transcript and end of turn.
     labels : Tensor, shape (clips, tokens)
         The token to follow each position, `IGNORED` outside the answer.
-    targets : Tensor, shape (phones,)
-        The phones of the transcripts one after the other, for CTC.
-    target_lengths, token_lengths : Tensor, shape (clips,)
-        Phones of each transcript, and soft tokens of each clip.
+    targets, words : Tensor, shape (phones,) and (pieces,)
+        The phones and the pieces of the transcripts one after the other, for CTC.
+    target_lengths, word_lengths, token_lengths : Tensor, shape (clips,)
+        Phones and pieces of each transcript, and soft tokens of each clip.
     heard : Tensor, shape (all soft tokens,)
         The phone of each soft token, `IGNORED` where it is not known.
-    spans : list
-        The phones of every token of each transcript; None where they are not known.
     """
 
     features: torch.Tensor
@@ -86,9 +83,10 @@ class Batch(Sequences):
     labels: torch.Tensor
     targets: torch.Tensor
     target_lengths: torch.Tensor
+    words: torch.Tensor
+    word_lengths: torch.Tensor
     token_lengths: torch.Tensor
     heard: torch.Tensor
-    spans: list[list[tuple[int, int]] | None]
 
 
 @dataclass
@@ -100,10 +98,10 @@ class SoftBatch(Sequences):
     soft : Tensor, shape (clips, tokens, width)
         Soft tokens, padded.
     mask : Tensor of bool, shape (clips, tokens)
-    input_ids, labels, token_lengths, spans
+    input_ids, labels, token_lengths
         As in `Batch`.
     paths : list
-        Where each phone is heard, as `best_path` gives it.
+        Where each piece of the transcript is heard, as `best_path` gives it.
     """
 
     soft: torch.Tensor
@@ -111,51 +109,20 @@ class SoftBatch(Sequences):
     input_ids: torch.Tensor
     labels: torch.Tensor
     token_lengths: torch.Tensor
-    spans: list[list[tuple[int, int]] | None]
     paths: list[Heard | None]
 
 
-def _hertz(mels: np.ndarray) -> np.ndarray:
-    return 700 * (np.exp(mels / 1127) - 1)
-
-
-def _mels(hertz: np.ndarray) -> np.ndarray:
-    return 1127 * np.log1p(hertz / 700)
-
-
-def warped(frames: np.ndarray, factor: float) -> np.ndarray:
-    """Move all frequencies by a factor, as a longer or shorter vocal tract does."""
-    centres = np.linspace(0, _mels(np.array(8_000.0)), MELS + 2)[1:-1]
-    places = np.interp(_mels(_hertz(centres) / factor), centres, np.arange(MELS))
-    low = np.minimum(places.astype(int), MELS - 2)
-    share = (places - low).astype(np.float32)
-    return frames[:, low] * (1 - share) + frames[:, low + 1] * share
-
-
-def spec_augmented(frames: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Hide up to two bands of frequency and two spans of time behind the clip's mean."""
-    frames, mean = frames.copy(), frames.mean()
-    for _ in range(2):
-        width = generator.integers(0, 18)
-        start = generator.integers(0, MELS - width)
-        frames[:, start : start + width] = mean
-        length = generator.integers(0, min(16, len(frames) // 6) + 1)
-        start = generator.integers(0, len(frames) - length + 1)
-        frames[start : start + length] = mean
-    return frames
-
-
-def heard(clip: Clip, pronunciations: Pronunciations) -> np.ndarray:
-    """Give the phone each soft token of a clip should tell, where that is known.
+def heard(clip: Clip, pronunciations: Pronunciations, tokens: int) -> np.ndarray:
+    """Give the phone each of a clip's soft tokens should tell, where that is known.
 
     The tower hears nothing ahead: a token answers for the time `DELAY` before its middle.
     """
     if not clip.text:
-        return np.full(clip.tokens, BLANK)
+        return np.full(tokens, BLANK)
     if not clip.timed:
-        return np.full(clip.tokens, IGNORED)
+        return np.full(tokens, IGNORED)
     phones, ends = zip(*clip.timed, strict=True)
-    middles = (np.arange(clip.tokens) + 0.5) * TOKEN_SECONDS - DELAY
+    middles = (np.arange(tokens) + 0.5) * TOKEN_SECONDS - DELAY
     places = np.minimum(np.searchsorted(ends, middles), len(phones) - 1)
     return np.array([pronunciations.number(phones[place]) for place in places])
 
@@ -166,23 +133,22 @@ def sequences(
     token_lengths: Sequence[int],
     corruption: float = 0.0,
     generator: np.random.Generator | None = None,
+    instruction: str = INSTRUCTION,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make `input_ids` and `labels` of transcripts.
+    """Make `input_ids` and `labels` of answers.
 
     `corruption` is the share of transcript tokens replaced in the decoder's input (not in its
     labels), so that it learns to listen rather than to guess from what was said before.
     """
     rows, labels = [], []
     for text, tokens in zip(texts, token_lengths, strict=True):
-        answer = tokenizer.encode(text, add_special_tokens=False).ids
-        prompt = prompt_ids(tokenizer, tokens)
+        answer = answer_ids(tokenizer, text)
+        prompt = prompt_ids(tokenizer, tokens, instruction)
         read = np.array(answer, dtype=np.int64)
         if generator is not None and len(read):
             wrong = generator.random(len(read)) < corruption
             first = tokenizer.token_to_id("▁")
-            read = np.where(
-                wrong, generator.integers(first, tokenizer.get_vocab_size(), len(read)), read
-            )
+            read = np.where(wrong, generator.integers(first, VOCABULARY, len(read)), read)
         rows.append([*prompt, *read])
         labels.append([IGNORED] * (len(prompt) - 1) + [*answer, CONTROL["<turn|>"]])
     length = max(map(len, rows))
@@ -211,24 +177,25 @@ def collate(
     tokens = [-(-len(clip) // FRAMES_PER_TOKEN) for clip in frames]
     phones = [pronunciations.numbers(clip) for clip in clips]
     texts = [clip.text for clip in clips]
+    words = [answer_ids(tokenizer, text) for text in texts]
     return Batch(
         torch.from_numpy(features),
         torch.from_numpy(mask),
         *sequences(tokenizer, texts, tokens, corruption, generator),
         torch.tensor([phone for said in phones for phone in said], dtype=torch.long),
         torch.tensor([len(said) for said in phones]),
+        torch.tensor([word for said in words for word in said], dtype=torch.long),
+        torch.tensor([len(said) for said in words]),
         torch.tensor(tokens),
-        torch.from_numpy(np.concatenate([heard(clip, pronunciations) for clip in clips])),
-        [spans(text, pronunciations.spoken(text), tokenizer) for text in texts],
+        torch.from_numpy(
+            np.concatenate(
+                [
+                    heard(clip, pronunciations, count)
+                    for clip, count in zip(clips, tokens, strict=True)
+                ]
+            )
+        ),
     )
-
-
-def spans(text: str, phones: str, tokenizer: Tokenizer) -> list[tuple[int, int]] | None:
-    """Give the phones of every token of a transcript; None where words are not told apart."""
-    words = phones.split()
-    if not text or len(words) != len(text.split()):
-        return None
-    return phone_ranges(tokenizer.encode(text, add_special_tokens=False).tokens, words)
 
 
 def _kind(shard: str, clip: Clip) -> str:
@@ -289,10 +256,7 @@ class TrainingClips:
     def _batch(self, pairs: list[tuple[Shard, Clip]], generator: np.random.Generator) -> Batch:
         frames = []
         for shard, clip in pairs:
-            made = shard.frames(clip)
-            if generator.random() < WARPED_SHARE:
-                made = warped(made, generator.uniform(*WARP))
-            frames.append(spec_augmented(made, generator))
+            frames.append(changed(shard.frames(clip), clip, generator))
         return collate(
             frames,
             [clip for _, clip in pairs],

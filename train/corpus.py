@@ -9,7 +9,8 @@ Training shards
 
 Test shards
     `held-out`: the held-out prompts; `unseen-voice`: made-up sentences by a voice that is never
-    trained on; `librivox`: read literature, out of scope; `no-speech`: silence and noise.
+    trained on, and in `unseen-voice-disorder` words in no order; `translation`: sentences with their Spanish, by that
+    voice and a known one; `librivox`: read literature, out of scope; `no-speech`: silence and noise.
 """
 
 from __future__ import annotations
@@ -28,13 +29,21 @@ from train import augment
 from train.features import write_shard
 from train.recordings import RECORDED, Recording, divided, fetch, guard, librivox, prompts
 from train.sources import may_train
-from train.texts import SPOKEN, Sentences, transcript
+from train.texts import MEANT, SPOKEN, Sentences, transcript
+from train.translations import Translations
 from train.voices import SAMPLE_RATE, SHARES, UNSEEN_VOICE, VOICES, Samples
 
 TRAINING = ("real", "joined", "voices-*", "silence", "aligned-*")
-TESTS = ("held-out", "unseen-voice", "librivox", "no-speech")
+TESTS = (
+    "held-out",
+    "unseen-voice",
+    "unseen-voice-disorder",
+    "translation",
+    "librivox",
+    "no-speech",
+)
 PHONES = "phones.json"
-VOICE_SHARDS, CLIPS_PER_SHARD = 14, 1_000
+VOICE_SHARDS, CLIPS_PER_SHARD = 10, 1_000
 ALIGNED_SHARDS, ALIGNED_CLIPS, LONGEST_ALIGNED = 4, 700, 8
 COPIES = 10
 JOINED = 3_500
@@ -88,7 +97,7 @@ def joined(work: Path) -> Spoken:
 
 
 def sentences(
-    work: Path, seed: int, words: int = 3_000, kinds: Mapping[str, int] = SPOKEN
+    work: Path, seed: int, words: int = 2_000, kinds: Mapping[str, int] = SPOKEN
 ) -> Sentences:
     """Make the source of synthetic texts: without the words of held-out prompts.
 
@@ -144,12 +153,23 @@ def silence(name: str, count: int) -> Spoken:
         yield augment.silence(generator), "", "silence", f"{name}/{number}"
 
 
-def unseen_voice(work: Path, count: int = 150) -> Spoken:
+def unseen_voice(work: Path, kinds: Mapping[str, int], count: int) -> Spoken:
     """Let the voice kept for testing say sentences from another seed."""
-    source = sentences(work, 10_000)
+    source = sentences(work, 10_000, kinds=kinds)
     for number in range(count):
         text = source.draw()
         yield VOICES[UNSEEN_VOICE](text, 1.0), transcript(text), UNSEEN_VOICE, f"test/{number}"
+
+
+def translated(count: int) -> Iterator[tuple[Any, ...]]:
+    """Let a known and the unseen voice say sentences kept for testing, of which the translation is known."""
+    source, drawn = Translations(10_000, testing=True), set()
+    while len(drawn) < count:
+        english, spanish = source.draw()
+        if english not in drawn:
+            voice = ("hibari", UNSEEN_VOICE)[len(drawn) % 2]
+            yield VOICES[voice](english, 1.0), english, voice, f"test/{len(drawn)}", (), spanish
+            drawn.add(english)
 
 
 def as_recorded(recordings: list[Recording], source: str) -> Spoken:
@@ -172,9 +192,13 @@ def _write(work: Path, name: str) -> str:
         clips = {
             "real": lambda: real(work),
             "joined": lambda: joined(work),
-            "silence": lambda: silence("silence", 1_200),
+            "silence": lambda: silence("silence", 2_000),
             "held-out": lambda: as_recorded(divided(prompts(work))[1], "held-out"),
-            "unseen-voice": lambda: unseen_voice(work),
+            "unseen-voice": lambda: unseen_voice(work, MEANT, 150),
+            "unseen-voice-disorder": lambda: unseen_voice(
+                work, {"common_words": 1, "spans": 1}, 60
+            ),
+            "translation": lambda: translated(120),
             "librivox": lambda: as_recorded(librivox(work), "librivox"),
             "no-speech": lambda: silence("no-speech", 100),
         }[name]()
@@ -198,9 +222,9 @@ def build(work: Path, processes: int = 2) -> None:
     may_train((*RECORDED, *SHARES, "hibari", "wordfreq"))
     fetch(work)
     save_held_out(work)
-    names = [*TESTS, "real", "joined", "silence"]
+    names = [f"aligned-{n}" for n in range(ALIGNED_SHARDS)]
+    names += [*TESTS, "real", "joined", "silence"]
     names += [f"voices-{n:02}" for n in range(VOICE_SHARDS)]
-    names += [f"aligned-{n}" for n in range(ALIGNED_SHARDS)]
     with ProcessPoolExecutor(processes) as pool:
         for name in pool.map(_write, [work] * len(names), names):
             print("shard", name, flush=True)

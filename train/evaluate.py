@@ -12,23 +12,26 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 
 from train.features import FRAMES_PER_TOKEN
-from train.tokens import EOS_IDS, prompt_ids
+from train.phones import BLANK
+from train.tokens import EOS_IDS, INSTRUCTION, prompt_ids
 
 TOKENS_PER_SECOND = 25
 
 
 @torch.no_grad()
-def transcribe(model: Any, tokenizer: Tokenizer, frames: np.ndarray) -> str:
-    """Write down one clip greedily, given its valid frames, shape (frames, 128)."""
+def transcribe(
+    model: Any, tokenizer: Tokenizer, frames: np.ndarray, instruction: str = INSTRUCTION
+) -> str:
+    """Answer the instruction on one clip greedily, given its valid frames, shape (frames, 128)."""
     model.eval()
     soft_tokens = -(-len(frames) // FRAMES_PER_TOKEN)
-    most = 8 + 8 * soft_tokens // TOKENS_PER_SECOND
+    most = 16 + 12 * soft_tokens // TOKENS_PER_SECOND
     features = torch.from_numpy(np.ascontiguousarray(frames))[None]
     inputs = {
         "input_features": features,
         "input_features_mask": torch.ones(1, len(frames), dtype=torch.bool),
     }
-    ids = torch.tensor([prompt_ids(tokenizer, soft_tokens)])
+    ids = torch.tensor([prompt_ids(tokenizer, soft_tokens, instruction)])
     written: list[int] = []
     cache = None
     while len(written) < most:
@@ -40,6 +43,18 @@ def transcribe(model: Any, tokenizer: Tokenizer, frames: np.ndarray) -> str:
         written.append(token)
         cache, inputs, ids = out.past_key_values, {}, torch.tensor([[token]])
     return tokenizer.decode(written).strip()
+
+
+@torch.no_grad()
+def heard(model: Any, tokenizer: Tokenizer, frames: np.ndarray) -> str:
+    """Write down what the tower alone hears: in each soft token its most probable piece."""
+    model.eval()
+    features = torch.from_numpy(np.ascontiguousarray(frames))[None]
+    mask = torch.ones(1, len(frames), dtype=torch.bool)
+    soft = model.model.get_audio_features(features, mask).pooler_output[0]
+    table = model.model.language_model.embed_tokens.weight
+    best = torch.unique_consecutive(functional.linear(soft, table).argmax(-1))
+    return tokenizer.decode([piece for piece in best.tolist() if piece != BLANK]).strip()
 
 
 def errors_and_words(reference: str, hypothesis: str) -> tuple[int, int]:

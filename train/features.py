@@ -32,6 +32,7 @@ class Clip:
     source: str
     key: str
     timed: tuple[tuple[str, float], ...] = ()  # phones and the seconds at which they end, if known
+    translation: str = ""  # in Spanish, if known
 
     @property
     def tokens(self) -> int:

@@ -1,15 +1,14 @@
 """Attention that is told where to look: in the decoder, at the sound of the word to be written.
 
 An attention decoder that learns from few hours finds out last of all where in the sound it is; until
-then it guesses from the words before. The tower's CTC head knows the places from early on, so its best
-path through a transcript gives each token of the answer the soft tokens it is heard in, and some
-heads of the full layers are trained to look there.
+then it guesses from the words before. The tower knows the places, so CTC's best path through a transcript gives
+each token of the answer the soft tokens it is heard in, and some heads of the full layers are trained to
+look there.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ GUIDED = {1: {0: HERE}, 3: {0: NEXT, 1: NEXT}, 5: {0: NEXT, 1: NEXT}}
 UNKNOWN = -1
 
 Path = tuple[np.ndarray, np.ndarray]
-"""The first and the last soft token in which each phone is heard."""
+"""The first and the last soft token in which each piece is heard."""
 
 
 def best_path(
@@ -85,36 +84,6 @@ def best_path(
     return found
 
 
-def phone_ranges(pieces: list[str], words: list[str]) -> list[tuple[int, int]]:
-    """Share the phones of each word out among its pieces, by their letters.
-
-    Parameters
-    ----------
-    pieces : list of str
-        The pieces of a transcript, "▁" before each word but the first.
-    words : list of str
-        The phones of each word.
-
-    Returns
-    -------
-    list of (first, past)
-        For each piece its phones, at least one, counted through the transcript.
-    """
-    grouped: list[list[int]] = []
-    for piece in pieces:
-        if piece.startswith("▁") or not grouped:
-            grouped.append([])
-        grouped[-1].append(len(piece.lstrip("▁")))
-    ranges, start = [], 0
-    for letters, phones in zip(grouped, words, strict=True):
-        edges = np.cumsum([0, *letters]) / max(1, sum(letters)) * len(phones)
-        for left, right in pairwise(edges):
-            first = min(int(left), len(phones) - 1)
-            ranges.append((start + first, start + max(first + 1, int(np.ceil(right)))))
-        start += len(phones)
-    return ranges
-
-
 class Guide:
     """The part of the attention weights that falls where it should.
 
@@ -161,7 +130,6 @@ class Guide:
 
 def windows(
     paths: list[Path | None],
-    spans: list[list[tuple[int, int]] | None],
     lengths: list[int],
     starts: list[int],
     answers: int,
@@ -171,9 +139,7 @@ def windows(
     Parameters
     ----------
     paths : list
-        Where each phone of each clip is heard, or None.
-    spans : list
-        The phones of every token of each transcript, or None.
+        Where each piece of each transcript is heard, or None.
     lengths : list
         Number of soft tokens of each clip.
     starts : list of int
@@ -187,14 +153,11 @@ def windows(
         As `Guide.loss` takes them.
     """
     made = np.full((2, len(paths), answers, 2), UNKNOWN)
-    for clip, (span, path, length, start) in enumerate(
-        zip(spans, paths, lengths, starts, strict=True)
-    ):
-        if span is None or path is None or span[-1][1] > len(path[0]):
+    for clip, (path, length, start) in enumerate(zip(paths, lengths, starts, strict=True)):
+        if path is None:
             continue
-        first, last = path
-        heard = [(max(0, first[a] - 1), min(length, last[b - 1] + 2)) for a, b in span]
-        end = (min(last[-1] + 1, length - 1), length)
+        heard = np.stack([np.maximum(path[0] - 1, 0), np.minimum(path[1] + 2, length)], axis=1)
+        end = (min(path[1][-1] + 1, length - 1), length)
         made[NEXT, clip, start : start + len(heard) + 1] = [*heard, end]
         made[HERE, clip, start + 1 : start + len(heard) + 1] = heard
     return torch.from_numpy(made)

@@ -6,6 +6,7 @@ A batch depends on its number alone, as those of `batches` do.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +14,32 @@ import torch
 from tokenizers import Tokenizer
 
 from train.bank import Bank, Spoken
-from train.batches import SoftBatch, sequences, spans
+from train.batches import SoftBatch, sequences
 from train.corpus import sentences
-from train.phones import Pronunciations, pronounced
 from train.texts import PUT_TOGETHER, transcript
+from train.tokens import (
+    ANSWER_TRANSLATED,
+    INSTRUCTION,
+    INSTRUCTION_TRANSLATE,
+    answer_ids,
+)
+from train.translations import Translations
 
 KINDS = {
-    "put together": 0.52,
-    "real": 0.20,
-    "joined": 0.10,
-    "hibari": 0.07,
-    "other voices": 0.07,
+    "put together": 0.40,
+    "real": 0.18,
+    "joined": 0.12,
+    "hibari": 0.14,
+    "other voices": 0.12,
     "silence": 0.04,
 }
 """How often a clip of each kind is drawn."""
-WORDS = 8_000
+WORDS = 2_000
 CLIPS, BATCHES = 16, 32  # of a batch, and batches among which clips of like length come together
 LONGEST = 250  # soft tokens
 CORRUPTION = 0.15
+TRANSLATED = 7  # batches among these in which a translation is asked for
+CUT = 0.12  # share of clips that end too early, as speech does while it arrives
 
 
 class Listening:
@@ -42,45 +51,66 @@ class Listening:
         The work folder: the source of texts.
     """
 
-    def __init__(
-        self,
-        work: Path,
-        bank: Bank,
-        tokenizer: Tokenizer,
-        pronunciations: Pronunciations,
-        seed: int,
-    ) -> None:
-        self._work, self._bank, self._seed = work, bank, seed
-        self._tokenizer, self._pronunciations = tokenizer, pronunciations
-        self._phones: dict[str, str] = {"": ""}
+    def __init__(self, work: Path, bank: Bank, tokenizer: Tokenizer, seed: int) -> None:
+        self._work, self._bank, self._tokenizer, self._seed = work, bank, tokenizer, seed
 
     def _draw(self, source: Iterator[str], generator: np.random.Generator) -> Spoken:
         kind = str(generator.choice(list(KINDS), p=list(KINDS.values())))
         if kind != "put together":
-            return self._bank.recorded(kind, generator)
+            made, pieces = self._bank.recorded(kind, generator)
+            return self._cut(made, pieces, generator) if generator.random() < CUT else made
         while True:
             text = next(source)
-            numbers = self._pronunciations.of(self._said(text))
-            made = self._bank.spoken(text, numbers, generator) if numbers else None
-            if made is not None:
-                return made
+            pieces = answer_ids(self._tokenizer, text)
+            spoken = self._bank.spoken(text, pieces, generator)
+            if spoken is not None:
+                cut = generator.random() < CUT
+                return self._cut(spoken, pieces, generator) if cut else spoken
 
-    def _said(self, text: str) -> str:
-        if text not in self._phones:
-            self._phones[text] = pronounced(text)
-        return self._phones[text]
+    def _cut(self, spoken: Spoken, pieces: list[int], generator: np.random.Generator) -> Spoken:
+        """End a clip at a random place, and its transcript after the last word heard whole."""
+        if spoken.path is None:
+            return spoken
+        end = int(generator.integers(len(spoken.soft) // 4, len(spoken.soft))) + 1
+        first, last = spoken.path
+        count = int(np.searchsorted(last, end))
+        while 0 < count < len(pieces) and not self._opens(pieces[count]):
+            count -= 1
+        text = self._tokenizer.decode(pieces[:count]).strip()
+        path = (first[:count], last[:count]) if count else None
+        return Spoken(spoken.soft[:end], text, path)
+
+    def _opens(self, piece: int) -> bool:
+        return str(self._tokenizer.id_to_token(piece)).startswith("▁")
+
+    def _translated(self, source: Translations, generator: np.random.Generator) -> Spoken:
+        """Put together a sentence of which the translation is known."""
+        while True:
+            english, spanish = source.draw()
+            pieces = answer_ids(self._tokenizer, english)
+            made = self._bank.spoken(english, pieces, generator)
+            if made is not None:
+                return replace(made, translation=spanish)
 
     def _pool(self, rank: int, pool: int) -> list[list[Spoken]]:
         generator = np.random.default_rng([self._seed, rank, pool])
-        made = sentences(self._work, int(generator.integers(2**31)), WORDS, PUT_TOGETHER)
+        seed = int(generator.integers(2**31))
+        made = sentences(self._work, seed, WORDS, PUT_TOGETHER)
         source = iter(lambda: transcript(made.draw()), None)
-        drawn: list[Spoken] = []
-        while len(drawn) < CLIPS * BATCHES:
-            clip = self._draw(source, generator)
-            if 0 < len(clip.soft) <= LONGEST:
-                drawn.append(clip)
-        drawn.sort(key=lambda clip: len(clip.soft))
-        return [drawn[start : start + CLIPS] for start in range(0, len(drawn), CLIPS)]
+        pairs = Translations(seed)
+        batches: list[list[Spoken]] = []
+        for count, draw in (
+            (BATCHES - TRANSLATED, lambda: self._draw(source, generator)),
+            (TRANSLATED, lambda: self._translated(pairs, generator)),
+        ):
+            drawn: list[Spoken] = []
+            while len(drawn) < CLIPS * count:
+                clip = draw()
+                if 0 < len(clip.soft) <= LONGEST:
+                    drawn.append(clip)
+            drawn.sort(key=lambda clip: len(clip.soft))
+            batches += [drawn[start : start + CLIPS] for start in range(0, len(drawn), CLIPS)]
+        return batches
 
     def stream(self, rank: int, number: int) -> Iterator[SoftBatch]:
         """Yield batches without end, from a number on."""
@@ -96,13 +126,17 @@ class Listening:
 
     def _batch(self, clips: list[Spoken], generator: np.random.Generator) -> SoftBatch:
         lengths = [len(clip.soft) for clip in clips]
-        texts = [clip.text for clip in clips]
+        asked = bool(clips[0].translation)  # a batch is of one kind
+        texts = [
+            ANSWER_TRANSLATED.format(clip.text, clip.translation) if asked else clip.text
+            for clip in clips
+        ]
+        instruction = INSTRUCTION_TRANSLATE if asked else INSTRUCTION
         soft = [torch.from_numpy(clip.soft) for clip in clips]
         return SoftBatch(
             torch.nn.utils.rnn.pad_sequence(soft, batch_first=True),
             torch.arange(max(lengths)) < torch.tensor(lengths)[:, None],
-            *sequences(self._tokenizer, texts, lengths, CORRUPTION, generator),
+            *sequences(self._tokenizer, texts, lengths, CORRUPTION, generator, instruction),
             torch.tensor(lengths),
-            [spans(text, self._said(text), self._tokenizer) for text in texts],
             [clip.path for clip in clips],
         )

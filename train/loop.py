@@ -27,12 +27,13 @@ from train.architecture import TEXT, new_model
 from train.bank import Bank, fill
 from train.batches import Batch, SoftBatch, TrainingClips
 from train.bits import PLAN
-from train.evaluate import error_rate, transcribe
+from train.evaluate import error_rate, heard, transcribe
 from train.features import Shard
 from train.guidance import Guide
 from train.lean import speed_up
 from train.listening import Listening
-from train.losses import listening_losses, losses, tower_losses
+from train.losses import listening_losses, tower_losses
+from train.muon import Muon
 from train.schedule import Settings
 
 LOG_STEPS = 25
@@ -80,22 +81,27 @@ class Run:
         self.ctc_head = nn.Linear(TEXT["hidden_size"], len(self.clips.pronunciations))
         self.seconds, self.step = 0.0, 0
         self._started = time.monotonic()
-        self.optimiser = self._new_optimiser()
+        self.optimisers = self._new_optimisers()
         if (self.folder / "state.pt").exists():
             self._load()
 
     def _reached(self, share: float) -> bool:
         return self.settings.reached(share, self.step)
 
-    def _new_optimiser(self) -> torch.optim.AdamW:
-        parameters = [*self.model.model.parameters(), *self.ctc_head.parameters()]
-        decayed = [p for p in parameters if p.dim() > 1]
-        others = [p for p in parameters if p.dim() <= 1]
+    def _new_optimisers(self) -> tuple[torch.optim.Optimizer, torch.optim.AdamW]:
+        """Divide the parameters: Muon takes the matrices between layers, AdamW all else."""
+        decay = self.settings.weight_decay
+        matrices, decayed, others = [], list(self.ctc_head.parameters()), []
+        for name, parameter in self.model.model.named_parameters():
+            between = parameter.dim() == 2 and "embed_tokens" not in name
+            (matrices if between else decayed if parameter.dim() > 1 else others).append(parameter)
         groups = [
-            {"params": decayed, "weight_decay": self.settings.weight_decay},
+            {"params": decayed, "weight_decay": decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
+        return Muon(matrices, decay), torch.optim.AdamW(
+            groups, lr=0.0, betas=(0.9, 0.98), fused=True
+        )
 
     def _quantize(self, part: str) -> None:
         with self._new_parameters():
@@ -111,7 +117,7 @@ class Run:
         before = {id(parameter) for parameter in self.model.model.parameters()}
         yield
         scales = [p for p in self.model.model.parameters() if id(p) not in before]
-        self.optimiser.add_param_group({"params": scales, "weight_decay": 0.0})
+        self.optimisers[1].add_param_group({"params": scales, "weight_decay": 0.0})
 
     def _choose_precision(self) -> None:
         """Quantize the tower, the decoder, and activations, when it is time."""
@@ -144,7 +150,7 @@ class Run:
         state = {
             "model": self.model.model.state_dict(),
             "ctc_head": self.ctc_head.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "quantised": quantized_parts(self.model),
             "static": rounds_activations(self.model),
             "seconds": self.seconds,
@@ -161,7 +167,8 @@ class Run:
             self._round_activations(None)
         self.model.model.load_state_dict(state["model"])
         self.ctc_head.load_state_dict(state["ctc_head"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.seconds, self.step = state["seconds"], state["step"]
 
     def log(self, **values: Any) -> None:
@@ -185,12 +192,11 @@ class Run:
         shares = [self.folder / f"bank-{rank}" for rank in range(processes)]
         own = shares[self.rank]
         if not own.with_suffix(".npy").exists():
-            fill(self.model, self.ctc_head, self.clips, own, self.rank, processes)
+            fill(self.model, self.clips, own, self.rank, processes)
         if distributed.is_initialized():
             distributed.barrier()
         self._started = time.monotonic()
-        settings, pronunciations = self.settings, self.clips.pronunciations
-        return Listening(self.work, Bank(shares), self.tokenizer, pronunciations, settings.seed)
+        return Listening(self.work, Bank(shares), self.tokenizer, self.settings.seed)
 
     def update(self, batch: Any) -> list[float]:
         """Take one step; return the three losses and the seconds, means over the processes.
@@ -199,11 +205,13 @@ class Run:
         """
         self._choose_precision()
         self.model.train()
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.rate(self.step)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.settings.rate(self.step)
         self._freeze_stem(self._reached(self.settings.stem_until))
         entropy, ctc, guidance = self._losses(batch)
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
         (entropy + ctc + self.settings.guide_weight * guidance).backward()
         parameters = [*self.model.model.parameters(), *self.ctc_head.parameters()]
         measured = averaged(
@@ -212,38 +220,56 @@ class Run:
         )
         self._started = time.monotonic()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.step += 1
         self.seconds += measured[3]
         return measured
 
     def _losses(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return cross entropy, CTC's and the guide's loss, each where it is part of the stage."""
-        stage, none = self.settings.stage(self.step), torch.zeros(())
-        if stage == "together":
-            return losses(self.model, self.ctc_head, self.guide, batch)
-        if stage == "decoder":
+        """Return cross entropy, CTC's and the guide's loss, each where it is part of the stage.
+
+        CTC's is the sum of that of the phones and that of the pieces of words.
+        """
+        none = torch.zeros(())
+        if self.settings.stage(self.step) == "decoder":
             entropy, guidance = listening_losses(self.model, self.guide, batch)
             return entropy, none, guidance
-        timed, ctc = tower_losses(self.model, self.ctc_head, batch)
+        timed, phones, words = tower_losses(self.model, self.ctc_head, batch)
         if not self._reached(self.settings.timed_until):
             return timed, none, none
-        return timed, ctc, none
+        return timed, phones + words, none
 
     def evaluate(self) -> None:
-        """Log the word error rate on every second held-out prompt."""
-        if self.rank or not self._reached(self.settings.decoder_from):
+        """Log the word error rate on every fourth held-out prompt, and on some of the unseen voice's sentences.
+
+        Before the decoder is trained it is that of what the tower alone hears.
+        """
+        if self.rank or not self._reached(self.settings.timed_until):
             return
-        shard = Shard(self.work / "shards" / "held-out")
-        clips = shard.clips[::2]
-        said = [transcribe(self.model, self.tokenizer, shard.frames(clip)) for clip in clips]
-        rate = error_rate([clip.text for clip in clips], said)
-        examples = [f"{clip.text} | {text}" for clip, text in zip(clips[:8], said, strict=False)]
-        quantised = quantized_parts(self.model)
-        self.log(held_out_wer=round(rate, 4), quantised=quantised, examples=examples)
+        listens = self.settings.stage(self.step) == "decoder"
+        written = transcribe if listens else heard
+        rates, examples = {}, []
+        for name in ("held-out", "unseen-voice"):
+            shard = Shard(self.work / "shards" / name)
+            clips = shard.clips[::4]
+            said = [written(self.model, self.tokenizer, shard.frames(clip)) for clip in clips]
+            rates[name] = round(error_rate([clip.text for clip in clips], said), 4)
+            examples += [
+                f"{clip.text} | {text}" for clip, text in zip(clips[:6], said, strict=False)
+            ]
+        self.log(
+            held_out_wer=rates["held-out"],
+            unseen_wer=rates["unseen-voice"],
+            by="decoder" if listens else "tower",
+            quantised=quantized_parts(self.model),
+            examples=examples,
+        )
 
     def train(self) -> None:
         """Train until the steps are done."""
+        if self._reached(1.0):
+            return
         self.log(hours=self.clips.hours, steps=self.settings.steps)
         recent: deque[tuple[float, float, float, float, int]] = deque(maxlen=LOG_STEPS)
         saved = self.seconds

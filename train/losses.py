@@ -11,8 +11,13 @@ from transformers.models.gemma4.modeling_gemma4 import Gemma4AudioModelOutput
 
 from train.architecture import TEXT
 from train.batches import IGNORED, Batch, SoftBatch
-from train.guidance import Guide, Path, best_path, windows
+from train.guidance import Guide, windows
 from train.phones import BLANK
+
+
+def short() -> torch.autocast:
+    """Let matrix products be taken in bfloat16, which halves the time where the processor has it."""
+    return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
 def phone_scores(ctc_head: nn.Linear, soft_tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -21,45 +26,45 @@ def phone_scores(ctc_head: nn.Linear, soft_tokens: torch.Tensor, batch: Batch) -
     return ctc_head(nn.utils.rnn.pad_sequence(list(soft))).log_softmax(-1)
 
 
-def ctc_loss(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Return the CTC loss per phone."""
+def word_scores(model: Any, soft_tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return the logarithms of the pieces' probabilities, shape (tokens, clips, pieces).
+
+    The decoder's own token table tells the pieces, so that a soft token in which a word ends looks to the
+    decoder like this word; `<pad>` is the blank.
+    """
+    table = model.model.language_model.embed_tokens.weight
+    soft = torch.split(soft_tokens, batch.token_lengths.tolist())
+    return functional.linear(nn.utils.rnn.pad_sequence(list(soft)), table).log_softmax(-1)
+
+
+def ctc_loss(
+    scores: torch.Tensor, targets: torch.Tensor, tokens: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """Return the CTC loss per target: `tokens` and `lengths` are those of the sound and of what is said."""
     loss = functional.ctc_loss(
-        scores,
-        batch.targets,
-        batch.token_lengths,
-        batch.target_lengths,
-        blank=BLANK,
-        reduction="sum",
-        zero_infinity=True,
+        scores, targets, tokens, lengths, blank=BLANK, reduction="sum", zero_infinity=True
     )
-    return loss / batch.target_lengths.sum().clamp_min(1)
+    return loss / lengths.sum().clamp_min(1)
 
 
 def tower_losses(
     model: Any, ctc_head: nn.Linear, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross entropy of phones of known time and the CTC loss, without the decoder."""
-    out = model.model.get_audio_features(batch.features, batch.mask)
-    soft_tokens = out.pooler_output[out.attention_mask]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the cross entropy of phones of known time, and the CTC losses of phones and of pieces."""
+    with short():
+        out = model.model.get_audio_features(batch.features, batch.mask)
+    soft_tokens = out.pooler_output[out.attention_mask].float()
     timed = functional.cross_entropy(
         ctc_head(soft_tokens), batch.heard, ignore_index=IGNORED, reduction="sum"
     )
     timed = timed / (batch.heard != IGNORED).sum().clamp_min(1)
-    return timed, ctc_loss(phone_scores(ctc_head, soft_tokens, batch), batch)
-
-
-def losses(
-    model: Any, ctc_head: nn.Linear, guide: Guide, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the cross entropy of the answers per token, CTC's per phone, and the guide's loss."""
-    entropy, soft_tokens = answer_loss(model, batch, batch.features, batch.mask)
-    scores = phone_scores(ctc_head, soft_tokens, batch)
-    paths = best_path(
-        scores.detach().numpy(),
-        [part.tolist() for part in batch.targets.split(batch.target_lengths.tolist())],
-        batch.token_lengths.tolist(),
+    phones = phone_scores(ctc_head, soft_tokens, batch)
+    words = word_scores(model, soft_tokens, batch)
+    return (
+        timed,
+        ctc_loss(phones, batch.targets, batch.token_lengths, batch.target_lengths),
+        ctc_loss(words, batch.words, batch.token_lengths, batch.word_lengths),
     )
-    return entropy, ctc_loss(scores, batch), guide_loss(guide, batch, paths)
 
 
 def listening_losses(
@@ -69,37 +74,37 @@ def listening_losses(
     given = Gemma4AudioModelOutput(pooler_output=batch.soft, attention_mask=batch.mask)
     model.model.get_audio_features = lambda *_, **__: given
     try:
-        entropy, _ = answer_loss(model, batch, batch.soft, batch.mask)
+        entropy = answer_loss(model, batch)
     finally:
         del model.model.get_audio_features
-    return entropy, guide_loss(guide, batch, batch.paths)
+    return entropy, guide_loss(guide, batch)
 
 
-def answer_loss(
-    model: Any, batch: Batch | SoftBatch, features: torch.Tensor, mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross entropy of the answers per token, and the soft tokens."""
+def answer_loss(model: Any, batch: SoftBatch) -> torch.Tensor:
+    """Return the cross entropy of the answers per token."""
     kept = batch.labels.shape[1] - min(batch.first_answers)
-    out = model.model(
-        input_ids=batch.input_ids,
-        input_features=features,
-        input_features_mask=mask,
-        use_cache=False,
-        logits_to_keep=kept,  # layers that share keys and values see the answers only
-    )
+    with short():
+        out = model.model(
+            input_ids=batch.input_ids,
+            input_features=batch.soft,
+            input_features_mask=batch.mask,
+            use_cache=False,
+            logits_to_keep=kept,  # layers that share keys and values see the answers only
+        )
     labels = batch.labels[:, -kept:]
     answered = labels != IGNORED
     table = model.model.language_model.embed_tokens.weight
     cap = TEXT["final_logit_softcapping"]
-    logits = torch.tanh(functional.linear(out.last_hidden_state[answered], table) / cap) * cap
-    entropy = functional.cross_entropy(logits, labels[answered], label_smoothing=0.05)
-    return entropy, out.audio_hidden_states
+    logits = (
+        torch.tanh(functional.linear(out.last_hidden_state[answered].float(), table) / cap) * cap
+    )
+    return functional.cross_entropy(logits, labels[answered], label_smoothing=0.05)
 
 
-def guide_loss(guide: Guide, batch: Batch | SoftBatch, paths: list[Path | None]) -> torch.Tensor:
+def guide_loss(guide: Guide, batch: SoftBatch) -> torch.Tensor:
     """Return the loss of attention beside the words."""
     starts = batch.first_answers
     kept = batch.labels.shape[1] - min(starts)
     first = [start - min(starts) for start in starts]
-    places = windows(paths, batch.spans, batch.token_lengths.tolist(), first, kept)
+    places = windows(batch.paths, batch.token_lengths.tolist(), first, kept)
     return guide.loss(places, batch.first_audio)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from torch.nn.utils import parametrize
 from quant.qat.weights import quantize
 from train.bits import PLAN
 from train.checkpoint import load
-from train.corpus import TESTS
-from train.evaluate import errors_and_words, transcribe
+from train.corpus import TESTS, TRAINING
+from train.evaluate import errors_and_words, heard, transcribe
 from train.features import Shard
 from train.lean import speed_up
 from train.loop import saved_model
 from train.recordings import divided, prompts
+from train.tokens import ANSWER_TRANSLATED, INSTRUCTION_TRANSLATE
+from train.translations import chrf
 from train.voices import SAMPLE_RATE
 
 RESAMPLES = 2_000
@@ -31,6 +35,9 @@ otherwise. (c) 2003-2010 Allison Smith. Licence: CC-BY-SA-3.0,
 https://creativecommons.org/licenses/by-sa/3.0/
 """
 SAMPLE_SECONDS = (2.0, 6.5)
+OFTEN = 20
+Written = Callable[[Any, Tokenizer, np.ndarray], str]
+"""What writes down a clip, given its frames."""
 
 
 def interval(counts: Sequence[tuple[int, int]], seed: int = 0) -> tuple[float, float]:
@@ -62,33 +69,66 @@ def measured(lines: Sequence[dict[str, str]]) -> dict[str, Any]:
     }
 
 
-def transcribed(model: Any, tokenizer: Tokenizer, shard: Shard) -> list[dict[str, Any]]:
-    """Transcribe every clip of a shard."""
+def transcribed(
+    model: Any, tokenizer: Tokenizer, shard: Shard, written: Written = transcribe
+) -> list[dict[str, Any]]:
+    """Write down every clip of a shard."""
     return [
         {
             "key": clip.key,
             "seconds": round(clip.frames / 100, 2),
             "reference": clip.text,
-            "hypothesis": transcribe(model, tokenizer, shard.frames(clip)),
+            "hypothesis": written(model, tokenizer, shard.frames(clip)),
         }
         for clip in shard.clips
     ]
 
 
-def by_precision(work: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Measure what the quantised model was made from, in floats and merely rounded to the same bits.
+def translated(model: Any, tokenizer: Tokenizer, shard: Shard) -> list[dict[str, Any]]:
+    """Transcribe and translate every clip of a shard."""
+    lines = transcribed(
+        model, tokenizer, shard, partial(transcribe, instruction=INSTRUCTION_TRANSLATE)
+    )
+    for line, clip in zip(lines, shard.clips, strict=True):
+        said, _, spanish = line["hypothesis"].partition(ANSWER_TRANSLATED.format("", ""))
+        line |= {
+            "hypothesis": said,
+            "translation": spanish,
+            "translation reference": clip.translation,
+        }
+    return lines
 
-    `float` is the model before anything was quantised, `listening` the one with a quantised tower before
-    its decoder was; what follows trained it longer, so the differences are not those of the rounding alone.
+
+def known_words(work: Path) -> set[str]:
+    """List the words of the model's scope: those heard in at least `OFTEN` training clips."""
+    counts: Counter[str] = Counter()
+    for name in TRAINING:
+        for path in sorted((work / "shards").glob(name + ".jsonl")):
+            for clip in Shard(path).clips:
+                counts.update(set(clip.text.split()))
+    return {word for word, count in counts.items() if count >= OFTEN}
+
+
+def by_precision(work: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Measure on the held-out prompts what the quantised model was made from.
+
+    The tower alone, by what its soft tokens say: in floats, merely rounded to its bits, and trained with them. Then
+    the decoder on the quantised tower: in floats, and merely rounded. Each is trained longer than the one it
+    is made from, so the differences are not those of the rounding alone.
     """
     shard = Shard(work / "shards" / "held-out")
-    found = {}
-    for name in ("float", "listening"):
-        model = saved_model(work, f"{name}.pt")
+
+    def of(model: Any, written: Written) -> dict[str, Any]:
         speed_up(model)
-        found[name] = measured(transcribed(model, tokenizer, shard))
-        quantize(model, PLAN)
-        found[f"{name}, rounded"] = measured(transcribed(settled(model), tokenizer, shard))
+        return measured(transcribed(settled(model), tokenizer, shard, written))
+
+    found = {"tower, float": of(saved_model(work, "float.pt"), heard)}
+    for name, part in (("tower", "audio_tower"), ("decoder", "language_model")):
+        model = saved_model(work, "float.pt" if name == "tower" else "listening.pt")
+        quantize(model, PLAN, part)
+        found[f"{name}, rounded"] = of(model, heard if name == "tower" else transcribe)
+    found["tower, trained with its bits"] = of(saved_model(work, "listening.pt"), heard)
+    found["decoder, float"] = of(saved_model(work, "listening.pt"), transcribe)
     return found
 
 
@@ -107,20 +147,34 @@ def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
     report: dict[str, Any] = {"decoding": "greedy", "sets": {}, "transcripts": {}}
     for name in TESTS:
         shard = Shard(work / "shards" / name)
-        lines = transcribed(model, tokenizer, shard)
+        lines = (translated if name == "translation" else transcribed)(model, tokenizer, shard)
         if name == "no-speech":
             false = sum(bool(line["hypothesis"]) for line in lines)
             report["sets"][name] = {"clips": len(lines), "clips_with_words": false}
         else:
             report["sets"][name] = measured(lines)
         report["transcripts"][name] = lines
-    longer = [
-        line for line in report["transcripts"]["held-out"] if len(line["reference"].split()) > 2
+    pairs = [
+        (line["translation reference"], line["translation"])
+        for line in report["transcripts"]["translation"]
     ]
-    report["sets"]["held-out, three words or more"] = measured(longer)
+    report["sets"]["translation"]["chrf"] = round(chrf(*zip(*pairs, strict=True)), 1)
+    known = known_words(work)
+    for name, chosen in (
+        ("three words or more", lambda words: len(words) > 2),
+        ("in scope", lambda words: known >= set(words)),
+        ("out of scope", lambda words: not known >= set(words)),
+    ):
+        report["sets"][f"held-out, {name}"] = measured(
+            [
+                line
+                for line in report["transcripts"]["held-out"]
+                if chosen(line["reference"].split())
+            ]
+        )
     report["held-out by precision"] = {
         **by_precision(work, tokenizer),
-        "qat": report["sets"]["held-out"],
+        "decoder, trained with its bits": report["sets"]["held-out"],
     }
     (checkpoint / "eval.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
@@ -166,7 +220,9 @@ def draw_losses(work: Path, picture: Path) -> None:
     tests = [line for line in lines if "held_out_wer" in line]
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
     axes.plot(
-        [line["minutes"] for line in alone], [line["ctc"] for line in alone], label="CTC, per phone"
+        [line["minutes"] for line in alone],
+        [line["ctc"] for line in alone],
+        label="CTC, phones and words",
     )
     decoding = [line for line in steps if line.get("guidance", 0) > 0]
     axes.plot(
@@ -183,7 +239,7 @@ def draw_losses(work: Path, picture: Path) -> None:
         [line["minutes"] for line in tests],
         [line["held_out_wer"] for line in tests],
         "o-",
-        label="word error rate, half of the held-out prompts",
+        label="word error rate, a quarter of the held-out prompts",
     )
     quantised = [line["minutes"] for line in tests if line["quantised"]]
     if quantised:

@@ -1,8 +1,8 @@
 """The schedule: what is trained when, counted in steps so that a run can be repeated.
 
-The tower learns phones alone, then by CTC; the decoder joins; then the tower is quantised and finished
-alone, while the rate falls; the decoder learns from its soft tokens; at the end the decoder is quantised, while
-the rate falls again. Before `tower_from` the rate is the same all along, and the run can be made longer.
+The tower learns phones of known time, then phones and words by CTC; then it is quantised and finished while the rate
+falls; the decoder learns from its soft tokens; at the end the decoder is quantised, while the rate falls again.
+Before `tower_from` the rate is the same all along, and the run can be made longer.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from train.batches import ALIGNED, WEIGHTS
 class Settings:
     """What a run is told."""
 
-    steps: int = 14_000
+    steps: int = 2_450
     # Shares of the steps:
-    timed_until: float = 0.1  # until when only phones of known time are learnt
-    stem_until: float = 0.3  # until when the convolutions are trained, the slowest part
-    decoder_from: float = 0.15  # when the decoder joins the tower
-    tower_from: float = 0.5  # when the tower is quantised, and trained alone while the rate falls
-    listen_from: float = 0.56  # when the tower stays as it is, and the decoder learns from it
-    quantised_from: float = 0.85  # when the decoder is quantised, and the rate falls
+    timed_until: float = 0.0735  # until when only phones of known time are learnt
+    stem_until: float = 0.108  # until when the convolutions are trained, the slowest part
+    tower_from: float = 0.3714  # when the tower is quantised, and the rate falls
+    listen_from: float = 0.796  # when the tower stays as it is, and the decoder learns from it
+    quantised_from: float = 0.939  # when the decoder is quantised, and the rate falls
     static_from: float = (
         1.0  # when activations are rounded to static scales: not at all, see README
     )
-    peak_rate: float = 6e-4
-    warm_up: float = 0.01
-    weight_decay: float = 0.01
+    peak_rate: float = 2e-3
+    warm_up: float = 0.0245
+    weight_decay: float = 0.02
     guide_weight: float = 0.5
-    batch_frames: int = 2_600  # of each process
+    batch_frames: int = 3_200  # of each process
     longest: int = 1_000  # frames in a clip
     seed: int = 1
-    save_minutes: float = 3.0
-    evaluate_steps: int = 1_000
+    save_minutes: float = 2.0
+    evaluate_steps: int = 500
     processes: int = 2
 
     def reached(self, share: float, step: int) -> bool:
@@ -48,13 +47,8 @@ class Settings:
         return WEIGHTS if self.reached(self.timed_until, step) else ALIGNED
 
     def stage(self, step: int) -> str:
-        """Name what is trained: the "tower", both "together", the tower's "end", the "decoder"."""
-        named = {
-            "decoder": self.listen_from,
-            "end": self.tower_from,
-            "together": self.decoder_from,
-        }
-        return next((name for name, share in named.items() if self.reached(share, step)), "tower")
+        """Name what is trained: the "tower" or the "decoder"."""
+        return "decoder" if self.reached(self.listen_from, step) else "tower"
 
     def rate(self, step: int) -> float:
         """Give the learning rate: warm-up, the peak, and a cosine to nothing for each part."""

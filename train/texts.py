@@ -99,18 +99,31 @@ def clauses(text: str) -> list[str]:
 
 
 SPOKEN = {
-    "prompt": 12,
-    "joined_clauses": 12,
+    "prompt": 10,
+    "joined_clauses": 10,
     "spans": 12,
-    "grammar": 26,
-    "digits": 10,
-    "number": 7,
-    "time": 5,
-    "date": 5,
-    "spelled": 4,
-    "common_words": 9,
+    "altered": 10,
+    "grammar": 18,
+    "everyday": 14,
+    "digits": 7,
+    "number": 6,
+    "time": 4,
+    "date": 4,
+    "spelled": 3,
+    "common_words": 8,
 }
 """The sentences for the synthetic voices."""
+MEANT = {
+    "prompt": 10,
+    "grammar": 26,
+    "everyday": 20,
+    "digits": 10,
+    "number": 8,
+    "time": 8,
+    "date": 8,
+    "spelled": 4,
+}
+"""Those of them that a person might say: what the model is for, and tested with."""
 PUT_TOGETHER = {
     "joined_clauses": 6,
     "altered": 18,
