@@ -21,9 +21,7 @@ from edgegemma.listen.events import Commit, Event, Final, Word
 from edgegemma.listen.stats import Stats
 
 COMMANDS = (
-    "listen",
-    "transcribe",
-    "translate",
+    *("listen", "transcribe", "translate"),
     "run",
     "export",
     "inspect",
@@ -85,8 +83,8 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         def close(self) -> None:
             pass
 
-    model = SimpleNamespace(package=SimpleNamespace(prompts={}))
-    monkeypatch.setattr(transcribing, "load", lambda *_: model)
+    package = SimpleNamespace(prompts={})
+    monkeypatch.setattr(transcribing, "load", lambda *_: SimpleNamespace(package=package))
     monkeypatch.setattr("edgegemma.transcribe.recording", Sound)
     monkeypatch.setattr("edgegemma.listen.listener.Listener", Heard)
     return said
