@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
 from edgegemma.kernels.linear import CodeMatrix, FloatMatrix, Matrix, _check, _linear
-from edgegemma.kernels.norms import FASTMATH, _exp, _rms, _scale
+from edgegemma.kernels.norms import FASTMATH, _exp, _gelu_row, _rms, _scale
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -199,8 +199,11 @@ def _experts(n, chosen, share, gate_up, down, y):  # type: ignore[no-untyped-def
             _copy_row(n[places[first + i] // each], rows[i])
         both = np.empty((stop - first, gate_up[0].shape[1]), np.float32)
         _linear(rows, _expert(gate_up, e), both)
-        gated = np.empty((stop - first, both.shape[1] // 2), np.float32)
-        _gelu_halves(both, gated)
+        half = both.shape[1] // 2
+        gated = np.empty((stop - first, half), np.float32)
+        for i in range(stop - first):
+            _copy_row(both[i, :half], gated[i])
+            _gelu_row(gated[i], both[i, half:])
         _linear(gated, _expert(down, e), rows)
         for i in range(stop - first):
             place = places[first + i]
@@ -228,17 +231,6 @@ def _grouped(chosen, count):  # type: ignore[no-untyped-def]
 def _copy_row(x, y):  # type: ignore[no-untyped-def]
     for i in range(x.size):
         y[i] = x[i]
-
-
-@njit(fastmath=FASTMATH, error_model="numpy", cache=True)
-def _gelu_halves(x, y):  # type: ignore[no-untyped-def]
-    """Write gelu(first half) · second half of each row; the arithmetic of `norms._gelu_gate`."""
-    half = y.shape[1]
-    for s in range(y.shape[0]):
-        for i in range(half):
-            v = x[s, i]
-            u = np.float32(-1.5957691216) * (v + np.float32(0.044715) * v * v * v)
-            y[s, i] = v / (np.float32(1.0) + _exp(u)) * x[s, half + i]
 
 
 @njit(fastmath=FASTMATH, error_model="numpy", cache=True)

@@ -77,6 +77,7 @@ def _four(x, m, rows, n):  # type: ignore[no-untyped-def]
 def _floats(x, rows, out, y, first, stop):  # type: ignore[no-untyped-def]
     count, columns = x.shape
     whole, size = count // ROWS * ROWS, rows.shape[1]
+    vectors, last = columns // _LANES, size - _LANES
     part = np.empty(ROWS * COLUMNS, np.float32)
     for m in range(
         0, whole, ROWS
@@ -84,21 +85,8 @@ def _floats(x, rows, out, y, first, stop):  # type: ignore[no-untyped-def]
         for n in range(first, stop, COLUMNS):
             n1, n2 = min(n + 1, stop - 1) * size, min(n + 2, stop - 1) * size
             i = m * columns
-            dots(
-                part,
-                0,
-                0,
-                x,
-                i,
-                columns,
-                rows,
-                n * size,
-                n1,
-                n2,
-                columns // _LANES,
-                size - _LANES,
-                ROWS,
-            )
+            j = n * size
+            dots(part, 0, 0, x, i, columns, rows, j, n1, n2, vectors, last, ROWS)
             for c in range(min(COLUMNS, stop - n)):
                 for r in range(ROWS):
                     y[m + r, n + c] = _fake(part[ROWS * c + r], out)

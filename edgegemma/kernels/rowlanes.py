@@ -16,7 +16,6 @@ from edgegemma.kernels import dots, simd
 from edgegemma.kernels.simd import ARRAY, LITERAL
 
 USED = simd.TARGET.path == "avx512vnni"
-COLUMNS = simd.LANES  # activation rows side by side in a panel
 
 
 @simd._verb(

@@ -32,6 +32,6 @@ def language(name: str) -> str:
     known = LANGUAGES | {full.lower(): full for full in LANGUAGES.values()}
     if wanted in known:
         return known[wanted]
-    near = difflib.get_close_matches(wanted, [k for k in known if len(k) > 2], 3, 0.6)
+    near = difflib.get_close_matches(wanted, [k for k in known if len(k) > 2])
     hint = f"did you mean {' or '.join(known[n] for n in near)}?" if near else "e.g. es or Spanish"
     raise InputError(f"language {name!r}: is not known; {hint}")
