@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgegemma.errors import BudgetError
 
@@ -46,12 +47,18 @@ class Limits:
         limits.read_sum(self._buffer[: limits.PART])  # compiled before the first sample
         limits.product_sum(1, 1, self.threads)
 
-    def read(self) -> float:
-        """Take a sample of the read bandwidth, in bytes a second."""
+    def readable(self, buffer: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """Cut a buffer, aligned to four bytes, to what `read` takes of it: whole parts, no more than its own buffer has."""
+        size = 4 * self._kernels.PART
+        return buffer[: min(len(buffer), self._buffer.nbytes) // size * size].view(np.int32)
+
+    def read(self, buffer: NDArray[np.int32] | None = None) -> float:
+        """Take a sample of the read bandwidth, in bytes a second: of a `readable` buffer, or of memory in large pages."""
+        chosen = self._buffer if buffer is None else buffer
         began = self._start()
         for _ in range(PASSES):
-            self._kernels.read_sum(self._buffer)
-        return float(PASSES * self._buffer.nbytes / (time.perf_counter() - began))
+            self._kernels.read_sum(chosen)
+        return float(PASSES * chosen.nbytes / (time.perf_counter() - began))
 
     def dot(self) -> float:
         """Take a sample of the int8 dot products, in products (multiply and add) a second."""

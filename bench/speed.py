@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench import filling, samples, work
 from bench.breakdown import watched
@@ -17,6 +19,7 @@ from edgegemma.errors import InputError
 if TYPE_CHECKING:
     from bench.limits import Limits
     from edgegemma.engine.model import Cache, Model
+    from edgegemma.engine.session import EngineModel
 
 MOST_TOKENS = 192  # a sliding layer can go back so far
 
@@ -51,7 +54,8 @@ def decode(
     -------
     dict
         ``tokens_per_s``, ``weight_bytes`` and ``cache_bytes`` of a token, ``read_share`` and ``dot_share`` of the
-        machine's, ``joules`` of a token or None, ``breakdown`` by function, each figure with its spread.
+        machine's, ``map_share`` of what a plain read of the mapped weights gets, ``joules`` of a token or None,
+        ``breakdown`` by function, each figure with its spread.
     """
     if not 1 <= setting.tokens <= MOST_TOKENS:
         raise InputError(f"tokens: got {setting.tokens}; want 1 to {MOST_TOKENS}")
@@ -72,15 +76,16 @@ def decode(
     ours = model.executor == "edgegemma"
     kind = setting.kv if ours else "float32"
     cache_bytes = filling.cache_bytes(text, context, kind)
-    found = _beside(once, setting.rounds, limits, meter)
+    weights = limits.readable(_mapped(model))
+    more = {"map": lambda: limits.read(weights)} if len(weights) else {}
+    found = _beside(once, setting.rounds, limits, meter, more)
     macs = work.products(text, 1, 1)
     each = weight_bytes + cache_bytes if ours else 0.0
     result = _result(found, each, macs, setting.tokens)
     result |= {"context": context, "weight_bytes": weight_bytes or None, "cache_bytes": cache_bytes}
-    more = _breakdown(
+    result["breakdown"] = _breakdown(
         model, lambda: _decode(model, cache, setting.tokens), setting.tokens, breakdown
     )
-    result["breakdown"] = more
     return result
 
 
@@ -127,10 +132,24 @@ def _decode(model: Model, cache: Cache, count: int) -> float:
     return time.perf_counter() - began
 
 
+def _mapped(model: Model) -> NDArray[np.uint8]:
+    """Give the largest mapped file of the decoder's weights; nothing for an executor that does not tell."""
+    if model.executor != "edgegemma":
+        return np.empty(0, np.uint8)
+    tensors = cast("EngineModel", model).decoder_graph.tensors.values()
+    files = {tensor.location for tensor in tensors if tensor.data is None}
+    maps = [model.package.map(file) for file in files]
+    return max(maps, key=len, default=np.empty(0, np.uint8))
+
+
 def _beside(
-    once: Callable[[], float], rounds: int, limits: Limits, meter: Meter | None
+    once: Callable[[], float],
+    rounds: int,
+    limits: Limits,
+    meter: Meter | None,
+    more: Mapping[str, Callable[[], float]] = MappingProxyType({}),
 ) -> dict[str, list[float]]:
-    """Take turns: bandwidth, dot products, the work."""
+    """Take turns: bandwidth, dot products, the work, and what more there is."""
     joules: list[float] = []
 
     def metered() -> float:
@@ -141,8 +160,8 @@ def _beside(
         joules.append(meter.stop())
         return rate
 
-    found = samples.in_turns({"read": limits.read, "dot": limits.dot, "work": metered}, rounds)
-    return found | {"joules": joules}
+    works = {"read": limits.read, "dot": limits.dot, "work": metered, **more}
+    return samples.in_turns(works, rounds) | {"joules": joules}
 
 
 def _result(found: dict[str, list[float]], each: float, macs: float, tokens: int) -> dict[str, Any]:
@@ -157,6 +176,8 @@ def _result(found: dict[str, list[float]], each: float, macs: float, tokens: int
         "dot_peak": samples.figure(found["dot"]),
         "read_share": samples.ratio(bytes_s, found["read"]) if each else None,
         "dot_share": samples.ratio(macs_s, found["dot"]),
+        "map_bandwidth": samples.figure(found["map"]) if "map" in found else None,
+        "map_share": samples.ratio(bytes_s, found["map"]) if "map" in found else None,
         "joules": samples.figure([j / tokens for j in found["joules"]])
         if found["joules"]
         else None,

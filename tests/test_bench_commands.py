@@ -57,6 +57,15 @@ def test_decode_tells_speed_and_shares(tiny: Path, engine: str) -> None:
     assert (first["read_share"] is not None) == (engine == "edgegemma")
 
 
+def test_decoding_is_compared_with_a_plain_read_of_the_mapped_weights(tiny: Path) -> None:
+    package = Package.open(tiny)
+    largest = package.map("decoder.bin")
+    mapped = limits.Limits(1).readable(largest)
+    assert mapped.nbytes == (1 << 18 if len(largest) >= 1 << 18 else 0)
+    run = answer("decode", tiny, "--tokens", 2, "--rounds", 2)["runs"][0]
+    assert (run["map_share"] is not None) == bool(len(mapped))
+
+
 def test_decode_breaks_down_by_function(tiny: Path) -> None:
     found = answer("decode", tiny, "--tokens", 2, "--rounds", 1, "--breakdown")
     rows = {r["function"]: r["calls"] for r in found["runs"][0]["breakdown"]}

@@ -175,6 +175,7 @@ def _print(found: dict[str, Any]) -> None:
         "tokens/s",
         "GB/s read",
         "of bandwidth, %",
+        "of the map's, %",
         "int8 G/s",
         "of peak, %",
         "J/token",
@@ -185,6 +186,7 @@ def _print(found: dict[str, Any]) -> None:
             spread(run["tokens_per_s"], digits=2),
             spread(run["bytes_per_s"], 1e-9),
             spread(run["read_share"], 100),
+            spread(run["map_share"], 100),
             spread(run["macs_per_s"], 1e-9),
             spread(run["dot_share"], 100),
             spread(run["joules"], digits=3),
@@ -195,6 +197,7 @@ def _print(found: dict[str, Any]) -> None:
     last = found["runs"][-1]
     console.out(
         f"this machine, in the same rounds: {spread(last['read_bandwidth'], 1e-9)} GB/s read, "
+        f"{spread(last['map_bandwidth'], 1e-9)} from the weights' map, "
         f"{spread(last['dot_peak'], 1e-9, 0)} G int8 products/s"
         + (f"; joules by {found['meter']}" if found["meter"] else "; no meter of energy here")
     )
