@@ -11,14 +11,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 ROOT = Path(__file__).parents[1]
 ARM, X86 = "aarch64-unknown-linux-gnu", "x86_64-unknown-linux-gnu"
 
 
 def assembly(triple: str, cpu: str, *kernels: str, simd: str = "") -> str:
-    """Give the assembly of kernels (`edgegemma.kernels.late.KERNELS`) for a CPU LLVM knows by name."""
+    """Give the assembly of kernels (`edgegemma.kernels.late.KERNELS`, or "digit_scores") for a CPU LLVM knows by name."""
     command = [sys.executable, "-m", "tests.crosscompile", triple, cpu, *kernels]
     with tempfile.TemporaryDirectory() as cache:
         environment = {
@@ -83,6 +85,24 @@ def _pretend(triple: str) -> None:
             setattr(module, name, lambda: triple)
 
 
+def _digit_scores() -> tuple[Any, Any]:
+    """Give a function that no kernel is made of by itself, and its signature."""
+    from numba import typeof, types
+
+    from edgegemma.kernels import digits
+
+    def digit_scores(rows, keys, y):  # type: ignore[no-untyped-def]
+        digits._digit_scores(rows, 0, keys, 0, 0, len(keys), y, 0)
+
+    empty = digits.Digits(
+        np.zeros((4, 2, 64), np.int8), np.zeros(4, np.int32), np.zeros(4, np.float32)
+    )
+    keys, scores = types.Array(types.int8, 3, "C"), types.Array(types.float32, 1, "C")
+    signature: Any = types.void
+    kind: Any = typeof
+    return digit_scores, signature(kind(empty), keys, scores)
+
+
 def main() -> None:
     """Print the assembly of the kernels named on the command line."""
     triple, _, *names = sys.argv[1:]
@@ -94,8 +114,12 @@ def main() -> None:
 
     print("# path:", simd.TARGET.path)
     for name in names:
-        fresh = njit(KERNELS[name].dispatcher.py_func)  # a cached function shows no assembly
-        fresh.compile(KERNELS[name].signature)
+        if name == "digit_scores":
+            function, signature = _digit_scores()
+        else:
+            function, signature = KERNELS[name].dispatcher.py_func, KERNELS[name].signature
+        fresh = njit(function)  # a cached function shows no assembly
+        fresh.compile(signature)
         print("# kernel:", name)
         print(fresh.inspect_asm(fresh.signatures[0]))
 

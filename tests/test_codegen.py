@@ -38,6 +38,17 @@ def test_two_bit_rows_use_the_dot_product_of_the_cpu(
     assert count(instruction, text) >= (24 if path == "neon" else 16)
 
 
+@pytest.mark.parametrize(
+    ("triple", "cpu", "instruction"),
+    [(X86, "sapphirerapids", r"vpdpbusd\s.*%zmm\d+"), (ARM, "cortex-a76", "sdot")],
+)
+def test_queries_meet_int8_keys_in_the_dot_product_of_the_cpu(
+    triple: str, cpu: str, instruction: str
+) -> None:
+    # Two digits of four rows with three keys.
+    assert count(instruction, compiled(triple, cpu, "digit_scores")) == 24
+
+
 def test_eight_bit_codes_never_meet_a_saturating_instruction() -> None:
     text = compiled(X86, "haswell", "integers8")
     assert count("vpmaddwd", text) >= 8

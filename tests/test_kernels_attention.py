@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgegemma.errors import InputError
-from edgegemma.kernels import attention, kvcache
+from edgegemma.kernels import attention, digits, kvcache
 from edgegemma.kernels import reference_layers as reference
 from edgegemma.kernels.kvcache import KV
 from tests.layers import Maker, distance
@@ -69,6 +69,43 @@ def test_attention_of_many_queries_agrees_with_reference(
     q = make.rows(count, kv_heads * group, 64)
     got = attention.attend(q, cache, past, window)
     assert distance(got, reference.attend(q, cache, past, window)) <= 3e-6
+
+
+@some
+@given(rows=st.integers(0, 5), width=st.integers(1, 130), power=st.integers(-46, 30), seed=seeds)
+def test_digits_agree_with_reference(rows: int, width: int, power: int, seed: int) -> None:
+    x = Maker(seed, "float").rows(rows, width, scale=2.0**power)
+    x[: rows // 3] = 0
+    got, want = digits.two_digits(x), reference.two_digits(x)
+    step = np.abs(x).max(axis=1, keepdims=True) / (127 * 256)
+    assert (np.abs(got - want) <= np.maximum(step * 1e-3, 1e-38)).all()
+    assert (np.abs(got - x) <= np.maximum(step * 0.501, 1e-33)).all()
+
+
+def test_the_largest_digits_and_keys_fit_their_sums() -> None:
+    make = Maker(6, "float")
+    cache = make.cache(40, 1, 512, "int8")
+    cache.keys[:] = np.repeat(np.array([-128, 127, -128, 126], np.int8), 10)[:, None, None]
+    cache.values[:] = make.rng.integers(-128, 128, cache.values.shape)
+    cache.key_scale[:], cache.value_scale[:] = 2e-5, 0.01
+    q = np.repeat(np.array([[[1], [-1], [3], [-3]]], np.float32), 512, axis=2)
+    got = attention.attend(q, cache, 39, 0)
+    assert distance(got, reference.attend(q, cache, 39, 0)) <= 3e-6
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_a_query_that_is_not_finite_is_told_apart_from_the_others(odd: float) -> None:
+    x = Maker(2, "float").rows(3, 70)
+    clean = digits.two_digits(x)
+    x[1, 5] = odd
+    got = digits.two_digits(x)
+    assert np.isnan(got[1]).all()
+    np.testing.assert_array_equal(got[[0, 2]], clean[[0, 2]])
+
+
+def test_queries_of_another_kind_are_refused() -> None:
+    with pytest.raises(InputError, match="two_digits: got x"):
+        digits.two_digits(np.zeros((2, 3, 4), np.float32))
 
 
 def test_a_nan_in_a_later_key_or_value_reaches_no_earlier_query() -> None:

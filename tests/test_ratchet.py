@@ -38,6 +38,7 @@ INSTRUCTIONS = {
     ("cortex-a76", "many_integers2"): 132,  # 64 sdot
     ("cortex-a76", "many_integers4"): 90.5,
     ("cortex-a76", "many_integers8"): 90.5,
+    ("cortex-a76", "digit_scores"): 115,  # of a digit with a key; two digits a query
     ("cortex-a72", "integers2"): 256,  # plain NEON: 128 of them multiply, 8 lanes each
     ("cortex-a72", "integers4"): 240,
     ("cortex-a72", "integers8"): 544,  # no room in int16: every product is widened

@@ -10,7 +10,7 @@ pytest.importorskip("hibari")
 
 import torch
 
-from train.frames import TAIL, paced, trimmed
+from train.frames import FLOOR, TAIL, coloured, paced, trimmed
 from train.muon import Muon, orthogonal
 from train.tokens import ANSWER_TRANSLATED, ENGLISH, VOCABULARY, answer_ids, train_tokenizer
 from train.translations import Translations, chrf, held_out
@@ -77,6 +77,17 @@ def test_only_the_silence_after_the_last_sound_is_cut() -> None:
         made = trimmed(frames, np.random.default_rng(seed))
         assert 50 <= len(made) < 50 + TAIL
         assert np.array_equal(made, frames[: len(made)])
+
+
+def test_a_channel_filters_all_frames_alike_and_leaves_silence_silent() -> None:
+    magnitudes = np.random.default_rng(0).uniform(0.1, 3, (30, 128))
+    magnitudes[:5] = 0
+    made = coloured(np.log(magnitudes + FLOOR).astype(np.float32), np.random.default_rng(1))
+    assert np.allclose(made[:5], np.log(FLOOR), atol=1e-4)
+    gains = (np.exp(made[5:]) - FLOOR) / magnitudes[5:]
+    assert np.allclose(gains, gains[0], rtol=1e-3)
+    assert np.abs(np.diff(np.log(gains[0]))).max() < 0.2
+    assert np.log(gains[0]).std() > 0.05
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 20), (2, 12, 40), (1, 40, 12)])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
 from edgegemma.kernels import simd
+from edgegemma.kernels.digits import _digit_scores, _in_digits, _rounded, _two_digits
 from edgegemma.kernels.floattiles import COLUMNS, ROWS, WIDE, add_weighted, dots
 from edgegemma.kernels.kvcache import KV, check_cache
 from edgegemma.kernels.manyqueries import PANEL, _attend_tiles
@@ -44,7 +45,8 @@ def attend(q: F32, cache: KV, position: int, window: int) -> F32:
 
     Returns
     -------
-    float32 [S, heads, D], within 2e-6 of the reference relative to the largest value
+    float32 [S, heads, D], within 2e-6 of the reference relative to the largest value; over int8 keys, queries are rounded
+    to 16 bits of their largest element first
     """
     if q.ndim != 3 or q.dtype != np.float32 or not q.flags.c_contiguous:
         raise InputError(
@@ -84,6 +86,7 @@ def _attend(q, cache, position, window, out):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _attend_fours(q, cache, position, window, out):  # type: ignore[no-untyped-def]
     """Attend with four heads to a K/V head, or a multiple of it."""
+    q = _rounded(q, cache.keys)
     if q.shape[0] >= _MANY and q.shape[2] % PANEL == 0:
         _attend_tiles(q, cache, position, window, out)
     else:
@@ -102,6 +105,8 @@ def _attend_blocks(q, cache, position, window, out):  # type: ignore[no-untyped-
     span = min(blocks, jobs // kv_heads)  # blocks a wave takes
     tile = min(queries, max(jobs // (kv_heads * span), 1))  # queries a wave takes
     jobs = tile * kv_heads * span
+    count = queries * heads if _in_digits(cache.keys) else 0
+    digits = _two_digits(q.reshape((queries * heads, width)), count)
     sums = np.empty((jobs, group, width), np.float32)
     peaks = np.empty((jobs, group), np.float32)
     totals = np.empty((jobs, group), np.float32)
@@ -111,8 +116,9 @@ def _attend_blocks(q, cache, position, window, out):  # type: ignore[no-untyped-
     for s0 in range(0, queries, tile):
         for b0 in range(first, first + blocks, span):
             count = min(span, first + blocks - b0)
-            _blocks(q[s0 : s0 + tile], cache, position + s0, window, b0, count, peaks, totals, sums)
             size = min(tile, queries - s0)
+            seen = position, window, b0, count
+            _blocks(q, digits, s0, size, cache, seen, peaks, totals, sums)
             wave = out, peak, total, s0, size, count, kv_heads, peaks, totals, sums
             if size * count >= _LONG:
                 _join_shared(*wave)
@@ -164,14 +170,14 @@ def _join(out, peak, total, h, block_peak, block_total, block_sum):  # type: ign
 
 
 @njit(parallel=True, cache=True)
-def _blocks(q, cache, position, window, first, count, peaks, totals, sums):  # type: ignore[no-untyped-def]
-    """Fill peaks, totals, sums for every block, K/V head and query; queries of a block are neighbours."""
-    queries = q.shape[0]
+def _blocks(q, digits, s0, size, cache, seen, peaks, totals, sums):  # type: ignore[no-untyped-def]
+    """Fill peaks, totals, sums for every block, K/V head and query s0 … s0 + size; queries of a block are neighbours."""
+    position, window, first, count = seen
     kv_heads = cache.keys.shape[1]
-    for job in prange(count * kv_heads * queries):
-        s = job % queries
-        g = job // queries % kv_heads
-        start = (first + job // queries // kv_heads) * BLOCK
+    for job in prange(count * kv_heads * size):
+        s = s0 + job % size
+        g = job // size % kv_heads
+        start = (first + job // size // kv_heads) * BLOCK
         stop = min(start + BLOCK, position + s + 1)
         start = max(start, _oldest(position + s, window))
         if start >= stop:
@@ -179,8 +185,13 @@ def _blocks(q, cache, position, window, first, count, peaks, totals, sums):  # t
             continue
         group = peaks.shape[1]
         weights = np.empty((group // 4, ROOM), np.float32)
-        _scores(q[s, g * group : (g + 1) * group], cache, g, start, stop, weights)
         flat = weights.reshape(weights.size)
+        if _in_digits(cache.keys):
+            row = s * q.shape[1] + g * group
+            for h in range(0, group, 4):
+                _digit_scores(digits, row + h, cache.keys, g, start, stop, flat, h // 4 * ROOM)
+        else:
+            _scores(q[s, g * group : (g + 1) * group], cache, g, start, stop, weights)
         for h in range(0, group, 4):
             at = h // 4 * ROOM
             _scale_keys(flat, at, cache.key_scale, g, start, stop - start)

@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit, prange
 
 from edgegemma.kernels import simd
+from edgegemma.kernels.digits import _digit_scores, _in_digits, _two_digits
 from edgegemma.kernels.floattiles import COLUMNS, ROWS, dots, weigh
 from edgegemma.kernels.scores import BLOCK, ROOM, _merge, _oldest, _scale_keys, _softmax
 
@@ -43,13 +44,19 @@ def _tile(q, cache, position, window, g, first, stop, out):  # type: ignore[no-u
     scores = np.empty((rows, ROOM), np.float32)
     peak, total = np.full((rows, 4), -np.inf, np.float32), np.zeros((rows, 4), np.float32)
     factors = np.empty((rows, 8), np.float32)
+    counts = _in_digits(cache.keys)
+    wide = _heads_of(q, g, quads, first, stop)
+    digits = _two_digits(wide, len(wide) if counts else 0)
     out[first:stop, 4 * quads * g : 4 * quads * (g + 1)] = np.float32(0.0)
     oldest, end = _oldest(position + first, window), position + stop
     for start in range(oldest // BLOCK * BLOCK, end, BLOCK):
         low, high = max(start, oldest), min(start + BLOCK, end)
-        _unpack(cache, g, low, high, keys, values)
         seen = (position, window, low, high)
-        _score(q, g, quads, first, stop, seen, keys, scores)
+        _unpack(cache, g, low, high, counts, keys, values)
+        if counts:
+            _count_scores(digits, cache, g, quads, first, stop, seen, scores)
+        else:
+            _score(q, g, quads, first, stop, seen, keys, scores)
         for row in range(rows):
             k, count = _seen(first + row // quads, seen)
             if count > 0:
@@ -72,14 +79,27 @@ def _seen(s, seen):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _unpack(cache, g, low, high, keys, values):  # type: ignore[no-untyped-def]
-    """Write keys [key, D] and values [panel, key, `PANEL`] of positions low … high as floats, without their scales."""
+def _heads_of(q, g, quads, first, stop):  # type: ignore[no-untyped-def]
+    """Give the rows [rows * 4, D] of queries first … stop and the heads of K/V head g, in the order of the scores."""
+    heads, width = 4 * quads, q.shape[2]
+    return (
+        q[first:stop, heads * g : heads * (g + 1)].copy().reshape(((stop - first) * heads, width))
+    )
+
+
+@njit(cache=True)
+def _unpack(cache, g, low, high, counts, keys, values):  # type: ignore[no-untyped-def]
+    """Write keys [key, D] and values [panel, key, `PANEL`] of positions low … high as floats, without their scales.
+
+    Keys that meet digits are read as they are.
+    """
     capacity, _, width = cache.keys.shape
     for p in range(low, high):
         k, v = cache.keys[p % capacity, g], cache.values[p % capacity, g]
         at = p - low
-        for i in range(width):
-            keys[at * width + i] = k[i]
+        if not counts:
+            for i in range(width):
+                keys[at * width + i] = k[i]
         for panel in range(0, width, PANEL):
             for i in range(PANEL):
                 values[panel * BLOCK + at * PANEL + i] = v[panel + i]
@@ -102,6 +122,19 @@ def _score(q, g, quads, first, stop, seen, keys, scores):  # type: ignore[no-unt
                     dots(
                         scores, at + 4 * k, 0, q, i, width, keys, j, j + width, j + 2 * width, width // _LANES, width - _LANES, ROWS
                     )  # fmt: skip
+
+
+@njit(cache=True)
+def _count_scores(digits, cache, g, quads, first, stop, seen, scores):  # type: ignore[no-untyped-def]
+    """Do what `_score` does, in digits."""
+    low, near = seen[2], 4 * _NEAR // cache.keys.shape[2]
+    for near_keys in range(low, seen[3], near):
+        for s in range(first, stop):
+            k, count = _seen(s, seen)
+            begin, end = max(near_keys, low + k), min(near_keys + near, low + k + count)
+            for row in range((s - first) * quads, (s - first + 1) * quads):
+                at = row * ROOM + 4 * (begin - low)
+                _digit_scores(digits, 4 * row, cache.keys, g, begin, end, scores, at)
 
 
 @njit(cache=True)

@@ -102,8 +102,21 @@ def _int8(x: F32, static: float) -> tuple[NDArray[np.int8], F32]:
     return np.clip(np.rint(x / step[:, None]), -128, 127).astype(np.int8), scale
 
 
+def two_digits(x: F32) -> F32:
+    """Round rows to 16 bits: whole numbers of -127 · 256 … 127 · 256, times a step for each row."""
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    step = largest / np.float32(127 * 256)
+    inverse = np.float32(1) / np.where(step > 0, step, np.float32(1))
+    return np.asarray(np.rint(x * inverse) * step, np.float32)
+
+
 def attend(q: F32, cache: KV, position: int, window: int) -> F32:
-    """Softmax attention of query s over positions ``max(0, p - window + 1) … p``, p = position + s."""
+    """Softmax attention of query s over positions ``max(0, p - window + 1) … p``, p = position + s.
+
+    Over int8 keys the queries are rounded too, to `two_digits`.
+    """
+    if cache.keys.dtype == np.int8:
+        q = two_digits(q)
     out = np.empty(q.shape, np.float64)
     group = q.shape[1] // cache.keys.shape[1]
     for s in range(len(q)):

@@ -29,11 +29,14 @@ def _oldest(position, window):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _scale_keys(scores, at, scale, g, first, count):  # type: ignore[no-untyped-def]
     """Multiply the scores of keys by the scales of the keys from position ``first`` on, if there are any."""
-    if scale.size:
-        for k in range(count):
-            step = scale[(first + k) % scale.shape[0], g]
-            for r in range(4):
-                scores[at + 4 * k + r] *= step
+    if scale.size == 0:
+        return
+    row = first % scale.shape[0]
+    for i in range(at, at + 4 * count, 4):
+        step = scale[row, g]
+        for r in range(4):
+            scores[i + r] *= step
+        row = row + 1 if row + 1 < scale.shape[0] else 0  # a division a key would show
 
 
 @njit(fastmath={"contract", "nsz"}, error_model="numpy", cache=True)
