@@ -6,11 +6,13 @@ Shared by ``edgegemma`` and ``python -m bench``. Imports nothing heavy: ``--help
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgegemma.errors import EdgeGemmaError, InputError
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from typer.core import TyperGroup
 
 FAILED = 2  # exit status of everything the user can put right, and of Ctrl-C
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 Report = Callable[[str, int, int], None]  # (what, done, of how much)
 
 
@@ -84,6 +87,17 @@ def guard(program: str = "edgegemma") -> Iterator[None]:
         _fail(f"{where}{error.strerror or error}", program)
     except MemoryError as error:
         _fail(f"out of memory ({error})" if str(error) else "out of memory", program)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Have a full or broken disk told with the name of the file; the system gives none for a file that is open."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _DISK:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def _fail(message: str, program: str) -> None:

@@ -36,6 +36,18 @@ def test_guard_makes_one_line(
     assert capsys.readouterr().err == line + "\n"
 
 
+def test_a_full_disk_is_told_with_the_name_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    full = Path("/dev/full")
+    with (
+        pytest.raises(SystemExit),
+        console.guard(),
+        console.writing(full),
+        full.open("w") as stream,
+    ):
+        stream.write("heard")
+    assert capsys.readouterr().err == "edgegemma: /dev/full: No space left on device\n"
+
+
 def test_guard_leaves_bugs_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError), console.guard():
         raise ZeroDivisionError

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from edgegemma import console
 from edgegemma.audio.features import SAMPLE_RATE
 from edgegemma.cli.sounds import STDIN
 from edgegemma.errors import InputError
@@ -90,7 +91,7 @@ class Journal:
         self._mark()
         written = self._target.with_name(self._target.name + ".written")
         try:
-            with written.open("w", encoding="utf-8") as stream:
+            with console.writing(written), written.open("w", encoding="utf-8") as stream:
                 made = writer(form, stream, translated, **fields)
                 for record in _records(self._path):
                     made.write(from_json(record))
@@ -107,8 +108,9 @@ class Journal:
             self._put({"done": self.done})
 
     def _put(self, record: dict[str, Any]) -> None:
-        self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._stream.flush()
+        with console.writing(self._path):
+            self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._stream.flush()
 
     def _read(self, about: dict[str, Any]) -> tuple[int, int]:
         """Give the samples that are done, and the bytes of the journal that tell of them."""

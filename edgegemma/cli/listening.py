@@ -203,7 +203,7 @@ def _opened(output: Path | None) -> Iterator[IO[str]]:
     if output is None:
         yield sys.stdout
         return
-    with output.open("w", encoding="utf-8") as stream:
+    with console.writing(output), output.open("w", encoding="utf-8") as stream:
         yield stream
 
 
