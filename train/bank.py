@@ -25,7 +25,7 @@ from train.losses import short, word_scores
 from train.phones import BLANK
 from train.tokens import VOCABULARY
 
-CLIPS = {"real": 2_400, "joined": 700, "hibari": 2_000, "other voices": 1_600, "silence": 300}
+CLIPS = {"real": 2_400, "joined": 700, "hibari": 2_000, "other voices": 2_400, "silence": 300}
 """How many clips of each kind are taken, or all."""
 RECORDED = "recorded"
 LONGEST_UNIT, LONGEST_RUN, KEY = 40, 4, 6

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from train.schedule import Settings
 
 WEIGHTS = {
-    "real": 0.22,
-    "joined": 0.17,
-    "hibari": 0.31,
-    "other voices": 0.22,
+    "real": 0.20,
+    "joined": 0.16,
+    "hibari": 0.28,
+    "other voices": 0.28,
     "silence": 0.04,
     "aligned": 0.04,
 }
@@ -199,7 +199,7 @@ def collate(
 
 
 def _kind(shard: str, clip: Clip) -> str:
-    if shard.startswith("voices"):
+    if shard.startswith(("voices", "more")):
         return "hibari" if clip.source == "hibari" else "other voices"
     return shard.split("-")[0]
 

@@ -3,7 +3,7 @@
 Training shards
     `real`: every training prompt as recorded and in changed copies;
     `joined`: short training prompts played one after the other, as a telephone system does;
-    `voices-NN`: made-up sentences by the synthetic voices;
+    `voices-NN`, `more-NN`: made-up sentences by the synthetic voices;
     `aligned-N`: short ones of these by Hibari, with the times of the phones;
     `silence`: clips without speech, to which the answer is nothing.
 
@@ -31,9 +31,9 @@ from train.recordings import RECORDED, Recording, divided, fetch, guard, librivo
 from train.sources import may_train
 from train.texts import MEANT, SPOKEN, Sentences, transcript
 from train.translations import Translations
-from train.voices import SAMPLE_RATE, SHARES, UNSEEN_VOICE, VOICES, Samples
+from train.voices import MORE_SHARES, SAMPLE_RATE, SHARES, UNSEEN_VOICE, VOICES, Samples
 
-TRAINING = ("real", "joined", "voices-*", "silence", "aligned-*")
+TRAINING = ("real", "joined", "voices-*", "more-*", "silence", "aligned-*")
 TESTS = (
     "held-out",
     "unseen-voice",
@@ -43,7 +43,8 @@ TESTS = (
     "no-speech",
 )
 PHONES = "phones.json"
-VOICE_SHARDS, CLIPS_PER_SHARD = 10, 1_000
+VOICE_SHARDS, MORE_SHARDS, CLIPS_PER_SHARD = 10, 6, 1_000
+MORE_SEED = 50_000
 ALIGNED_SHARDS, ALIGNED_CLIPS, LONGEST_ALIGNED = 4, 700, 8
 COPIES = 10
 JOINED = 3_500
@@ -115,11 +116,11 @@ def sentences(
     return Sentences([recording.text for recording in training], banned, common, seed, kinds)
 
 
-def voices(work: Path, shard: int) -> Spoken:
-    """Let the synthetic voices say made-up sentences."""
+def voices(work: Path, shard: int, shares: Mapping[str, float]) -> Spoken:
+    """Let synthetic voices say made-up sentences, each its share of them."""
     source, generator = sentences(work, shard), _generator(f"voices-{shard}")
     for number in range(CLIPS_PER_SHARD):
-        voice = str(generator.choice(list(SHARES), p=list(SHARES.values())))
+        voice = str(generator.choice(list(shares), p=list(shares.values())))
         text = source.draw()
         samples = VOICES[voice](text, float(generator.uniform(0.8, 1.25)))
         samples = augment.paced(samples, generator.uniform(0.86, 1.18))
@@ -185,7 +186,9 @@ def _write(work: Path, name: str) -> str:
     kind, _, number = name.partition("-")
     clips: Iterator[tuple[Any, ...]]
     if kind == "voices":
-        clips = voices(work, int(number))
+        clips = voices(work, int(number), SHARES)
+    elif kind == "more":
+        clips = voices(work, MORE_SEED + int(number), MORE_SHARES)
     elif kind == "aligned":
         clips = aligned(work, int(number))
     else:
@@ -219,12 +222,13 @@ def save_held_out(work: Path) -> None:
 
 def build(work: Path, processes: int = 2) -> None:
     """Fetch the recordings and write every shard that is missing."""
-    may_train((*RECORDED, *SHARES, "hibari", "wordfreq"))
+    may_train((*RECORDED, *SHARES, *MORE_SHARES, "hibari", "wordfreq"))
     fetch(work)
     save_held_out(work)
     names = [f"aligned-{n}" for n in range(ALIGNED_SHARDS)]
     names += [*TESTS, "real", "joined", "silence"]
     names += [f"voices-{n:02}" for n in range(VOICE_SHARDS)]
+    names += [f"more-{n:02}" for n in range(MORE_SHARDS)]
     with ProcessPoolExecutor(processes) as pool:
         for name in pool.map(_write, [work] * len(names), names):
             print("shard", name, flush=True)

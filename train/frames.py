@@ -1,4 +1,4 @@
-"""Changes to mel frames that the model must not mind, made anew for every batch: other voices, paces, ends and gaps."""
+"""Changes to mel frames that the model must not mind, made anew for every batch: other voices, paces, ends, channels and gaps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from train.features import FRAMES_PER_TOKEN, MELS, Clip
 WARPED_SHARE, WARP = 0.6, (0.86, 1.16)
 PACED_SHARE, PACE = 0.5, (0.85, 1.18)
 TRIMMED_SHARE, TAIL = 0.5, 12
+COLOURED_SHARE, COLOUR = 0.6, (0.5, 0.5, 0.35, 0.25, 0.15)
+FLOOR = 1e-3  # what Gemma 4's features add before the logarithm
 
 
 def _hertz(mels: np.ndarray) -> np.ndarray:
@@ -46,6 +48,15 @@ def trimmed(frames: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return frames[: max(FRAMES_PER_TOKEN, last + 1 + int(generator.integers(TAIL)))]
 
 
+def coloured(frames: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Filter as another microphone or room would: gain, tilt and some gentle bends, normally distributed in nepers."""
+    bands = np.linspace(0, np.pi, MELS, dtype=np.float32)
+    bends = np.cos(np.arange(len(COLOUR))[:, None] * bands)
+    curve = (generator.standard_normal(len(COLOUR)) * COLOUR) @ bends
+    magnitudes = np.maximum(np.exp(frames) - FLOOR, 0) * np.exp(curve)
+    return np.log(magnitudes + FLOOR).astype(np.float32)
+
+
 def spec_augmented(frames: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Hide up to two bands of frequency and two spans of time behind the clip's mean."""
     frames, mean = frames.copy(), frames.mean()
@@ -67,4 +78,6 @@ def changed(frames: np.ndarray, clip: Clip, generator: np.random.Generator) -> n
         frames = paced(frames, generator.uniform(*PACE))
     if clip.text and not clip.timed and generator.random() < TRIMMED_SHARE:
         frames = trimmed(frames, generator)
+    if generator.random() < COLOURED_SHARE:
+        frames = coloured(frames, generator)
     return spec_augmented(frames, generator)

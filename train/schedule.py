@@ -17,25 +17,25 @@ from train.batches import ALIGNED, WEIGHTS
 class Settings:
     """What a run is told."""
 
-    steps: int = 4_000
+    steps: int = 13_000
     # Shares of the steps:
-    timed_until: float = 0.045  # until when only phones of known time are learnt
+    timed_until: float = 0.02  # until when only phones of known time are learnt
     stem_until: float = 0.3  # until when the convolutions are trained, the slowest part
     tower_from: float = 0.45  # when the tower is quantised, and the rate falls
-    listen_from: float = 0.67  # when the tower stays as it is, and the decoder learns from it
+    listen_from: float = 0.62  # when the tower stays as it is, and the decoder learns from it
     quantised_from: float = 0.9  # when the decoder is quantised, and the rate falls
     static_from: float = (
         1.0  # when activations are rounded to static scales: not at all, see README
     )
     peak_rate: float = 2e-3
-    warm_up: float = 0.015
+    warm_up: float = 0.01
     weight_decay: float = 0.02
     guide_weight: float = 0.5
     batch_frames: int = 3_200  # of each process
     longest: int = 1_000  # frames in a clip
     seed: int = 1
     save_minutes: float = 2.0
-    evaluate_steps: int = 500
+    evaluate_steps: int = 1_000
     processes: int = 2
 
     def reached(self, share: float, step: int) -> bool:

@@ -36,12 +36,12 @@ def read(path: Path) -> Samples:
     return resampled(samples.mean(axis=1), rate)
 
 
-def _spoken_by(command: list[str]) -> Samples:
-    """Run a synthesiser whose command has a place `OUT` for the file it writes."""
+def _spoken_by(command: list[str], text: str = "") -> Samples:
+    """Run a synthesiser that may read the text, and whose command has a place `OUT` for the file it writes."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "speech.wav"
         command = [str(out) if part == "OUT" else part for part in command]
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, input=text.encode(), check=True, capture_output=True)
         return read(out)
 
 
@@ -97,6 +97,13 @@ def espeak(voice: str) -> Callable[[str, float], Samples]:
     )
 
 
+def rhvoice(profile: str) -> Callable[[str, float], Samples]:
+    """Return the speaker for one of RHVoice's voices."""
+    return lambda text, speed: _spoken_by(
+        ["RHVoice-test", "-p", profile, "-r", str(round(100 * speed)), "-o", "OUT"], text
+    )
+
+
 VOICES: dict[str, Callable[[str, float], Samples]] = {
     "hibari": hibari,
     "flite-slt": flite("slt"),
@@ -105,6 +112,9 @@ VOICES: dict[str, Callable[[str, float], Samples]] = {
     "pico-us": pico("en-US"),
     "pico-gb": pico("en-GB"),
     "espeak-us": espeak("en-us+f3"),
+    "rhvoice-bdl": rhvoice("bdl"),
+    "rhvoice-clb": rhvoice("clb"),
+    "rhvoice-slt": rhvoice("slt"),
     UNSEEN_VOICE: flite("rms"),
 }
 SHARES = {
@@ -116,4 +126,6 @@ SHARES = {
     "pico-gb": 0.06,
     "espeak-us": 0.04,
 }
-"""How much of the synthetic training speech each voice says."""
+"""How much of the shards `voices-NN` each voice says."""
+MORE_SHARES = {"rhvoice-bdl": 0.5, "rhvoice-clb": 0.3, "rhvoice-slt": 0.2}
+"""The same of the shards `more-NN`."""
