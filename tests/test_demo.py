@@ -88,17 +88,27 @@ def test_both_executors_hear_the_same(ours: Model, witness: Model, row: dict[str
     assert correlation(soft_tokens(ours, row), soft_tokens(witness, row)) >= 0.9999
 
 
-def test_both_executors_give_the_same_logits_for_what_was_heard(
+def test_both_executors_differ_no_more_than_one_does_from_itself_when_its_inputs_move(
     ours: Model, witness: Model
 ) -> None:
-    # Over the samples together: one by one, how far an activation that fell on the other side of an int8 edge
-    # carries is a matter of luck (docs/decisions/0007-call-by-call.md).
+    # An activation that falls on the other side of an int8 edge moves others behind it: the limit is the export's,
+    # three times what noise of 1e-4 on the inputs does (docs/decisions/0007-call-by-call.md).
     asked = [(soft_tokens(ours, row), answer(ours, row)) for row in ROWS]
-    here, there = (
-        np.concatenate([logits(model, soft, ids) for soft, ids in asked])
-        for model in (ours, witness)
-    )
-    assert correlation(here, there) >= 0.9999
+
+    def all_logits(model: Model, noise: float = 0.0, seed: int = 0) -> F32:
+        rng = np.random.default_rng(seed)
+        moved = [
+            np.asarray(soft * (1 + noise * rng.standard_normal(soft.shape)), np.float32)
+            for soft, _ in asked
+        ]
+        return np.concatenate(
+            [logits(model, soft, ids) for soft, (_, ids) in zip(moved, asked, strict=True)]
+        )
+
+    here = all_logits(ours)
+    trials = [1 - correlation(here, all_logits(ours, 1e-4, seed)) for seed in range(3)]
+    assert 1 - correlation(here, all_logits(witness)) <= 3 * max(trials)
+    assert max(trials) < 1e-3  # the limit itself is tight
 
 
 def test_the_demo_is_small_enough_for_a_repository() -> None:

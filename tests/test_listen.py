@@ -116,7 +116,7 @@ class Doubter(Talker):
     """Says the same, and believes little of it."""
 
     def forward(self, embeds: F32, per_layer: F32, cache: Any, num_logits: int = 1) -> F32:
-        return 0.3 * super().forward(embeds, per_layer, cache, num_logits)
+        return 0.2 * super().forward(embeds, per_layer, cache, num_logits)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from edgegemma.audio.features import SAMPLE_RATE, token_count
 from edgegemma.audio.files import read_audio
 from edgegemma.engine.model import Model, open_model
 from edgegemma.generate import generate
-from edgegemma.listen.guards import token_limit, without_loop
+from edgegemma.listen.guards import made_up, token_limit, without_loop
 from edgegemma.listen.recognizer import Recognizer, SpeechModel
 from edgegemma.text.prompt import around_audio, build
 from edgegemma.text.sampler import Sampling
@@ -237,3 +237,11 @@ def test_cancelling_ends_with_what_there_is(files: FakePackage) -> None:
     recognizer.hear(noise(2.0))
     last = recognizer.hypothesis()
     assert (last.ids, last.stop) == ((600, 601, 602, 603), "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("mean", "vocabulary", "doubted"),
+    [(-0.9, 262_144, False), (-1.2, 262_144, True), (-1.2, 3_072, False), (-1.7, 3_072, True)],
+)
+def test_a_small_model_may_doubt_more(mean: float, vocabulary: int, doubted: bool) -> None:
+    assert made_up([float(np.exp(mean))] * 3, vocabulary) is doubted

@@ -127,7 +127,7 @@ def by_precision(work: Path, tokenizer: Tokenizer) -> dict[str, Any]:
         model = saved_model(work, "float.pt" if name == "tower" else "listening.pt")
         quantize(model, PLAN, part)
         found[f"{name}, rounded"] = of(model, heard if name == "tower" else transcribe)
-    found["tower, trained with its bits"] = of(saved_model(work, "listening.pt"), heard)
+    found["tower, trained with its bits"] = of(saved_model(work, "tower.pt"), heard)
     found["decoder, float"] = of(saved_model(work, "listening.pt"), transcribe)
     return found
 

@@ -19,6 +19,7 @@ MIN_SPEECH_SECONDS = 0.12  # less than this is a click, not a word
 
 # Mean logarithm of the model's probability of each token. Below it hears no words but guesses some; Whisper's limit too.
 MADE_UP = -1.0
+SMALL_MADE_UP = -1.5  # a small model believes less in what it hears right, too
 
 
 def token_limit(seconds: float, vocabulary: int) -> int:
@@ -38,7 +39,8 @@ def without_loop(ids: Sequence[int]) -> int:
     return len(ids)
 
 
-def made_up(sure: Sequence[float]) -> bool:
+def made_up(sure: Sequence[float], vocabulary: int) -> bool:
     """Whether the model does not believe a text itself, given its probability of each token."""
+    least = MADE_UP if vocabulary >= SMALL_VOCABULARY else SMALL_MADE_UP
     logs = [math.log(max(probability, 1e-30)) for probability in sure]
-    return bool(logs) and sum(logs) / len(logs) < MADE_UP
+    return bool(logs) and sum(logs) / len(logs) < least

@@ -89,6 +89,7 @@ class Recognizer:
     Attributes
     ----------
     tokenizer : Tokenizer
+    vocabulary : int
     work : Work
     heard : int
         samples of the utterance so far
@@ -112,9 +113,9 @@ class Recognizer:
         forbidden = tuple(id for id in (*media, tokens.video) if id is not None)
         self._sampler = Sampler(Sampling(forbidden=forbidden))
         self._stop_ids = frozenset(tokens.eos)
-        self._vocabulary = model.config.text.vocab_size
+        self.vocabulary = model.config.text.vocab_size
         sound = int(longest_s * TOKENS_PER_SECOND) + 1
-        text = token_limit(longest_s, self._vocabulary)
+        text = token_limit(longest_s, self.vocabulary)
         room = len(self._before) + CONTEXT_ROOM + sound + len(self._after) + text
         room = min(room, model.config.text.max_position_embeddings)
         # Slack for everything: after each utterance the cache goes back to the instruction.
@@ -179,7 +180,7 @@ class Recognizer:
         self._judges = sure
         if self._stream.tokens == 0:
             return Hypothesis((), "stop")
-        most = token_limit(self.heard / SAMPLE_RATE, self._vocabulary)
+        most = token_limit(self.heard / SAMPLE_RATE, self.vocabulary)
         most = min(most, self._cache.limit - self._sound_stop - len(self._after))
         ids, stop = self._check(fixed, most)
         while stop is None:

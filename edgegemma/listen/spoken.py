@@ -87,7 +87,8 @@ class Spoken:
         """Say what the sound so far means: nothing, if the model does not believe the first words itself."""
         committed = self._agreement.committed
         found = self._recognizer.hypothesis(committed, sure)
-        return Hypothesis((), found.stop) if not committed and made_up(found.sure) else found
+        guessed = not committed and made_up(found.sure, self._recognizer.vocabulary)
+        return Hypothesis((), found.stop) if guessed else found
 
     def commit(self) -> Commit | None:
         """Give the words that were committed since the last time, if any."""
