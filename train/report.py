@@ -207,7 +207,7 @@ def write_samples(work: Path, checkpoint: Path, report: dict[str, Any]) -> None:
 
 
 def draw_losses(work: Path, picture: Path) -> None:
-    """Draw the losses and the word error rate over the minutes of training."""
+    """Draw the losses, and the error rates of the tower and then of the decoder, over the minutes of training."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -218,32 +218,29 @@ def draw_losses(work: Path, picture: Path) -> None:
     steps = [line for line in lines if "ctc" in line]
     alone = [line for line in steps if line["ctc"] > 0]
     tests = [line for line in lines if "held_out_wer" in line]
-    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-    axes.plot(
-        [line["minutes"] for line in alone],
-        [line["ctc"] for line in alone],
-        label="CTC, phones and words",
-    )
     decoding = [line for line in steps if line.get("guidance", 0) > 0]
-    axes.plot(
-        [line["minutes"] for line in decoding],
-        [line["entropy"] for line in decoding],
-        label="cross entropy, per token",
+    figure, (losses, errors) = pyplot.subplots(
+        2, figsize=(7, 5.5), sharex=True, layout="constrained"
     )
-    axes.plot(
-        [line["minutes"] for line in decoding],
-        [line["guidance"] for line in decoding],
-        label="attention beside the word",
-    )
-    axes.plot(
-        [line["minutes"] for line in tests],
-        [line["held_out_wer"] for line in tests],
-        "o-",
-        label="word error rate, a quarter of the held-out prompts",
+    for chosen, field, label in (
+        (alone, "ctc", "CTC, phones and words"),
+        (decoding, "entropy", "cross entropy, per token"),
+        (decoding, "guidance", "attention beside the word"),
+    ):
+        losses.plot(
+            [line["minutes"] for line in chosen], [line[field] for line in chosen], label=label
+        )
+    losses.set(yscale="log", ylabel="loss")
+    for field, label in (("held_out_wer", "held-out prompts"), ("unseen_wer", "unseen voice")):
+        minutes = [line["minutes"] for line in tests]
+        errors.plot(minutes, [100 * line[field] for line in tests], "o-", label=label)
+    errors.set(
+        xlabel="minutes of training", ylabel="word error rate of a quarter, %", ylim=(0, None)
     )
     quantised = [line["minutes"] for line in tests if line["quantised"]]
-    if quantised:
-        axes.axvspan(quantised[0], steps[-1]["minutes"], alpha=0.1, label="quantised")
-    axes.set(xlabel="minutes of training", ylim=(0, None))
-    axes.legend(fontsize=8)
+    for axis in (losses, errors):
+        if quantised:
+            axis.axvspan(quantised[0], steps[-1]["minutes"], alpha=0.1, label="quantised")
+        axis.legend(fontsize=8)
     figure.savefig(picture, dpi=100)
+    pyplot.close(figure)
