@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
 from edgegemma.kernels import dots, fours, simd
+from edgegemma.kernels.activation import _absolute
 from edgegemma.kernels.floattiles import COLUMNS, ROWS, _number, _plain
 
 _PATH, _WIDTH = simd.TARGET.path, simd.WIDTH
@@ -92,13 +93,10 @@ def _from_digits(digits, y):  # type: ignore[no-untyped-def]
 @njit(error_model="numpy", cache=True)
 def _round(x, high, low):  # type: ignore[no-untyped-def]
     """Round a row; give its step."""
-    raw = x.view(np.int32)
-    top = np.int32(0)
-    for i in range(x.size):
-        top = max(top, raw[i] & np.int32(0x7FFFFFFF))  # orders as the numbers do, NaN last
-    if top >= np.int32(0x7F800000):
+    top = np.int32(_absolute(x, 0, x.size)).view(np.float32)
+    if not top < np.float32(np.inf):
         return np.float32(np.nan)
-    step = np.abs(x).max() / LARGEST
+    step = top / LARGEST
     if step < SMALLEST:
         return np.float32(0.0)
     inverse = np.float32(1.0) / step

@@ -45,8 +45,8 @@ def _tile(q, cache, position, window, g, first, stop, out):  # type: ignore[no-u
     peak, total = np.full((rows, 4), -np.inf, np.float32), np.zeros((rows, 4), np.float32)
     factors = np.empty((rows, 8), np.float32)
     counts = _in_digits(cache.keys)
-    wide = _heads_of(q, g, quads, first, stop)
-    digits = _two_digits(wide, len(wide) if counts else 0)
+    wide = _heads_of(q, g, quads, first, stop if counts else first)
+    digits = _two_digits(wide, len(wide))
     out[first:stop, 4 * quads * g : 4 * quads * (g + 1)] = np.float32(0.0)
     oldest, end = _oldest(position + first, window), position + stop
     for start in range(oldest // BLOCK * BLOCK, end, BLOCK):
