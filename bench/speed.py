@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -113,7 +112,7 @@ def prefill(
     once()
     weight_bytes = reads.weights() / count
     once()
-    found = _beside(once, setting.rounds, limits, meter)
+    found = _beside(once, setting.rounds, limits, meter, {})
     macs = work.products(text, count, 1) / count
     result = _result(found, weight_bytes, macs, count)
     result |= {"context": context, "tokens": count, "weight_bytes": weight_bytes or None}
@@ -136,8 +135,7 @@ def _mapped(model: Model) -> NDArray[np.uint8]:
     """Give the largest mapped file of the decoder's weights; nothing for an executor that does not tell."""
     if model.executor != "edgegemma":
         return np.empty(0, np.uint8)
-    tensors = cast("EngineModel", model).decoder_graph.tensors.values()
-    files = {tensor.location for tensor in tensors if tensor.data is None}
+    files = cast("EngineModel", model).decoder_graph.files
     maps = [model.package.map(file) for file in files]
     return max(maps, key=len, default=np.empty(0, np.uint8))
 
@@ -147,7 +145,7 @@ def _beside(
     rounds: int,
     limits: Limits,
     meter: Meter | None,
-    more: Mapping[str, Callable[[], float]] = MappingProxyType({}),
+    more: Mapping[str, Callable[[], float]],
 ) -> dict[str, list[float]]:
     """Take turns: bandwidth, dot products, the work, and what more there is."""
     joules: list[float] = []

@@ -195,10 +195,11 @@ def _print(found: dict[str, Any]) -> None:
     ]
     console.table(header, rows)
     last = found["runs"][-1]
+    mapped = last["map_bandwidth"]
     console.out(
         f"this machine, in the same rounds: {spread(last['read_bandwidth'], 1e-9)} GB/s read, "
-        f"{spread(last['map_bandwidth'], 1e-9)} from the weights' map, "
-        f"{spread(last['dot_peak'], 1e-9, 0)} G int8 products/s"
+        + (f"{spread(mapped, 1e-9)} from the weights' map, " if mapped else "")
+        + f"{spread(last['dot_peak'], 1e-9, 0)} G int8 products/s"
         + (f"; joules by {found['meter']}" if found["meter"] else "; no meter of energy here")
     )
     for run in found["runs"]:

@@ -120,6 +120,11 @@ class Graph:
     functions: Mapping[str, Function]
     tensors: Mapping[str, Tensor]
 
+    @property
+    def files(self) -> set[str]:
+        """Names of the files that its tensors are in, those inside the graph left out."""
+        return {tensor.location for tensor in self.tensors.values() if tensor.data is None}
+
 
 _Named = TypeVar("_Named", Value, Function, Tensor)
 

@@ -27,7 +27,6 @@ class Program:
         abi.check(source)
         self.graph = source
         self.calls = [bind(package, source, node) for node in source.nodes]
-        self.files: set[str] = {t.location for t in source.tensors.values() if t.data is None}
         self._plans: dict[tuple[str, ...], plan.Plan] = {}
 
     def plan(self, outputs: Sequence[str]) -> plan.Plan:
@@ -88,7 +87,7 @@ class EngineModel(Model):
         return budget.Plan(text, audio, self._inline_bytes(), self._scratch_bytes(), planned)
 
     def _let_go(self, name: str) -> None:
-        files = {other: program.files for other, program in self._programs.items()}
+        files = {other: program.graph.files for other, program in self._programs.items()}
         for file in files.pop(name, set()).difference(*files.values()):
             self.package.release(file)
 
