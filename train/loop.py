@@ -188,12 +188,11 @@ class Run:
 
     def _listening(self) -> Listening:
         """Read the bank of soft tokens; if there is none for this tower, fill it first."""
-        if not (self.folder / "tower.pt").exists():
-            self.save("tower.pt")  # the token table changes from now on
         processes = distributed.get_world_size() if distributed.is_initialized() else 1
         shares = [self.folder / f"bank-{rank}" for rank in range(processes)]
         own = shares[self.rank]
         if not own.with_suffix(".npy").exists():
+            self.save("tower.pt")  # the token table changes from now on
             fill(self.model, self.clips, own, self.rank, processes)
         if distributed.is_initialized():
             distributed.barrier()
