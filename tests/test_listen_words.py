@@ -35,6 +35,19 @@ def test_a_model_of_one_prompt_is_new_to_translation() -> None:
     assert not Task(None, "es").is_new_to({})
 
 
+def test_a_package_may_have_a_prompt_for_a_translation_from_its_language() -> None:
+    own = {
+        "transcribe": "Transcribe in English into English text.",
+        "translate to Spanish": "Translate in English into Spanish text.",
+    }
+    for task in (Task(translate_to="es"), Task("en", "es")):
+        assert task.speech_prompt(own) == own["translate to Spanish"]
+        assert not task.is_new_to(own)
+    for task in (Task("de", "es"), Task("en", "fr"), Task("en", "es", both=True)):
+        assert task.speech_prompt(own) != own["translate to Spanish"]
+        assert task.is_new_to(own)
+
+
 @pytest.mark.parametrize(
     ("name", "hint"), [("Spannish", "Spanish"), ("qqq", "e.g."), ("xx", "e.g.")]
 )

@@ -75,7 +75,7 @@ def gate(vad: Vad) -> Gate:
 def note_task(model: Model, task: Task) -> None:
     """Say if the model was not made for the task."""
     if task.is_new_to(model.package.prompts):
-        console.note("the model has learned to transcribe only; expect no translation")
+        console.note("the model has not learned this translation; expect none")
 
 
 def note_guard(name: str, final: Final, note: Callable[[str], None] = console.note) -> None:

@@ -9,7 +9,8 @@ from edgegemma.errors import InputError
 from edgegemma.listen.agreement import HOLD_BACK, TRANSLATION_HOLD_BACK
 from edgegemma.listen.languages import language
 
-TRANSCRIBE = "transcribe"  # the name of the package's prompt in its manifest
+TRANSCRIBE = "transcribe"  # the names of the package's prompts in its manifest
+TRANSLATE = "translate to {}"
 
 _RULES = "Follow these specific instructions for formatting the answer:\n"
 _TRANSCRIPT = (
@@ -101,9 +102,12 @@ class Task:
         if self.instruction is not None:
             return self.instruction
         if self.translates_speech:
+            own = prompts.get(TRANSLATE.format(self.translate_to))
+            if own is not None and self._speaks(own):
+                return own
             return _SPEECH.format(speech=self.language or _ANY, text=self.translate_to)
         own = prompts.get(TRANSCRIBE)
-        if self.language is not None and f" in {self.language} " not in (own or ""):
+        if not self._speaks(own or ""):
             return _TRANSCRIPT.format(speech=self.language, text=self.language)
         if own is None:
             raise InputError(
@@ -111,9 +115,16 @@ class Task:
             )
         return own
 
+    def _speaks(self, prompt: str) -> bool:
+        """Whether a prompt is for the language that is spoken, as far as that is known."""
+        return self.language is None or f" in {self.language} " in prompt
+
     def is_new_to(self, prompts: Mapping[str, str]) -> bool:
-        """Whether a translation is asked of a model that was taught one prompt: one without a list of rules."""
-        return self.translate_to is not None and _RULES not in prompts.get(TRANSCRIBE, _RULES)
+        """Whether a translation is asked of a model that was taught other prompts only, and without a list of rules."""
+        if self.translate_to is None or _RULES in prompts.get(TRANSCRIBE, _RULES):
+            return False
+        own = prompts.get(TRANSLATE.format(self.translate_to))
+        return self.both or own is None or not self._speaks(own)
 
     def text_prompt(self, sentence: str) -> str:
         """Give the request to translate a sentence of the transcript."""
