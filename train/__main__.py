@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
         )
         added.add_argument("--processes", type=int, default=2)
         if trains:
-            added.add_argument("--steps", type=int, default=13_000, help="of the whole run")
+            added.add_argument("--steps", type=int, default=19_000, help="of the whole run")
         if writes:
             added.add_argument("--checkpoint", type=Path, required=True, help="its folder")
         added.set_defaults(run=run)

@@ -23,9 +23,17 @@ from train.guidance import Path as Heard
 from train.guidance import best_path
 from train.losses import short, word_scores
 from train.phones import BLANK
-from train.tokens import VOCABULARY
+from train.tokens import INSTRUCTION, VOCABULARY
 
-CLIPS = {"real": 2_400, "joined": 700, "hibari": 2_000, "other voices": 2_400, "silence": 300}
+CLIPS = {
+    "real": 2_400,
+    "joined": 700,
+    "hibari": 1_600,
+    "other voices": 2_200,
+    "neural": 1_600,
+    "alone": 1_000,
+    "silence": 300,
+}
 """How many clips of each kind are taken, or all."""
 RECORDED = "recorded"
 LONGEST_UNIT, LONGEST_RUN, KEY = 40, 4, 6
@@ -35,7 +43,7 @@ CONFUSED = 8  # pieces for which each is most often taken
 
 @dataclass(frozen=True)
 class Spoken:
-    """What the decoder is given: soft tokens, what they say, and where each piece of it is heard.
+    """What the decoder is given: soft tokens, what it is to answer, and where each piece of it is heard.
 
     Attributes
     ----------
@@ -43,14 +51,14 @@ class Spoken:
     text : str
     path : (first, last) or None
         First and last soft token of each piece, as `best_path` gives them.
-    translation : str
-        In Spanish, where that is asked for.
+    instruction : str
+        What it is asked for.
     """
 
     soft: np.ndarray
     text: str
     path: Heard | None
-    translation: str = ""
+    instruction: str = INSTRUCTION
 
 
 @torch.no_grad()

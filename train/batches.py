@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from train.schedule import Settings
 
 WEIGHTS = {
-    "real": 0.20,
-    "joined": 0.16,
-    "hibari": 0.28,
-    "other voices": 0.28,
+    "real": 0.18,
+    "joined": 0.12,
+    "hibari": 0.16,
+    "other voices": 0.22,
+    "neural": 0.16,
+    "alone": 0.08,
     "silence": 0.04,
     "aligned": 0.04,
 }

@@ -3,7 +3,8 @@
 Training shards
     `real`: every training prompt as recorded and in changed copies;
     `joined`: short training prompts played one after the other, as a telephone system does;
-    `voices-NN`, `more-NN`: made-up sentences by the synthetic voices;
+    `voices-NN`, `more-NN`, `neural-NN`: made-up sentences by the synthetic voices;
+    `alone-NN`: single words by all of them;
     `aligned-N`: short ones of these by Hibari, with the times of the phones;
     `silence`: clips without speech, to which the answer is nothing.
 
@@ -29,11 +30,20 @@ from train import augment
 from train.features import write_shard
 from train.recordings import RECORDED, Recording, divided, fetch, guard, librivox, prompts
 from train.sources import may_train
-from train.texts import MEANT, SPOKEN, Sentences, transcript
+from train.texts import ALONE, MEANT, SPOKEN, Sentences, transcript
 from train.translations import Translations
-from train.voices import MORE_SHARES, SAMPLE_RATE, SHARES, UNSEEN_VOICE, VOICES, Samples
+from train.voices import (
+    ALONE_SHARES,
+    MORE_SHARES,
+    NEURAL_SHARES,
+    SAMPLE_RATE,
+    SHARES,
+    UNSEEN_VOICE,
+    VOICES,
+    Samples,
+)
 
-TRAINING = ("real", "joined", "voices-*", "more-*", "silence", "aligned-*")
+TRAINING = ("real", "joined", "voices-*", "more-*", "neural-*", "alone-*", "silence", "aligned-*")
 TESTS = (
     "held-out",
     "unseen-voice",
@@ -44,11 +54,14 @@ TESTS = (
 )
 PHONES = "phones.json"
 VOICE_SHARDS, MORE_SHARDS, CLIPS_PER_SHARD = 10, 6, 1_000
-MORE_SEED = 50_000
+NEURAL_SHARDS, ALONE_SHARDS = 2, 3
+MORE_SEED, NEURAL_SEED, ALONE_SEED = 50_000, 60_000, 70_000
 ALIGNED_SHARDS, ALIGNED_CLIPS, LONGEST_ALIGNED = 4, 700, 8
 COPIES = 10
 JOINED = 3_500
 LONGEST_SECONDS = 12.0
+UNSAID = {"fuck", "fucking", "shit"}
+"""Common words nobody wants to read where something else was said."""
 
 Spoken = Iterator[tuple[Samples, str, str, str]]
 """Samples, transcript, source and key of each clip."""
@@ -111,14 +124,16 @@ def sentences(
     common = [
         word
         for word in top_n_list("en", words)
-        if word.isalpha() and word.isascii() and len(word) > 1
+        if word.isalpha() and word.isascii() and len(word) > 1 and word not in UNSAID
     ]
     return Sentences([recording.text for recording in training], banned, common, seed, kinds)
 
 
-def voices(work: Path, shard: int, shares: Mapping[str, float]) -> Spoken:
+def voices(
+    work: Path, shard: int, shares: Mapping[str, float], kinds: Mapping[str, int] = SPOKEN
+) -> Spoken:
     """Let synthetic voices say made-up sentences, each its share of them."""
-    source, generator = sentences(work, shard), _generator(f"voices-{shard}")
+    source, generator = sentences(work, shard, kinds=kinds), _generator(f"voices-{shard}")
     for number in range(CLIPS_PER_SHARD):
         voice = str(generator.choice(list(shares), p=list(shares.values())))
         text = source.draw()
@@ -189,6 +204,10 @@ def _write(work: Path, name: str) -> str:
         clips = voices(work, int(number), SHARES)
     elif kind == "more":
         clips = voices(work, MORE_SEED + int(number), MORE_SHARES)
+    elif kind == "neural":
+        clips = voices(work, NEURAL_SEED + int(number), NEURAL_SHARES)
+    elif kind == "alone":
+        clips = voices(work, ALONE_SEED + int(number), ALONE_SHARES, ALONE)
     elif kind == "aligned":
         clips = aligned(work, int(number))
     else:
@@ -222,13 +241,17 @@ def save_held_out(work: Path) -> None:
 
 def build(work: Path, processes: int = 2) -> None:
     """Fetch the recordings and write every shard that is missing."""
-    may_train((*RECORDED, *SHARES, *MORE_SHARES, "hibari", "wordfreq"))
+    may_train(
+        (*RECORDED, *SHARES, *MORE_SHARES, *NEURAL_SHARES, *ALONE_SHARES, "hibari", "wordfreq")
+    )
     fetch(work)
     save_held_out(work)
     names = [f"aligned-{n}" for n in range(ALIGNED_SHARDS)]
     names += [*TESTS, "real", "joined", "silence"]
     names += [f"voices-{n:02}" for n in range(VOICE_SHARDS)]
     names += [f"more-{n:02}" for n in range(MORE_SHARDS)]
+    names += [f"alone-{n:02}" for n in range(ALONE_SHARDS)]
+    names += [f"neural-{n:02}" for n in range(NEURAL_SHARDS)]
     with ProcessPoolExecutor(processes) as pool:
         for name in pool.map(_write, [work] * len(names), names):
             print("shard", name, flush=True)

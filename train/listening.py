@@ -19,7 +19,7 @@ from train.corpus import sentences
 from train.texts import PUT_TOGETHER, transcript
 from train.tokens import (
     ANSWER_TRANSLATED,
-    INSTRUCTION,
+    INSTRUCTION_SPANISH,
     INSTRUCTION_TRANSLATE,
     answer_ids,
 )
@@ -28,9 +28,11 @@ from train.translations import Translations
 KINDS = {
     "put together": 0.40,
     "real": 0.18,
-    "joined": 0.12,
-    "hibari": 0.14,
-    "other voices": 0.12,
+    "joined": 0.10,
+    "hibari": 0.08,
+    "other voices": 0.08,
+    "neural": 0.08,
+    "alone": 0.04,
     "silence": 0.04,
 }
 """How often a clip of each kind is drawn."""
@@ -38,7 +40,8 @@ WORDS = 2_000
 CLIPS, BATCHES = 16, 32  # of a batch, and batches among which clips of like length come together
 LONGEST = 250  # soft tokens
 CORRUPTION = 0.15
-TRANSLATED = 7  # batches among these in which a translation is asked for
+TRANSLATED = 4  # batches among these in which a transcript and its translation are asked for…
+DIRECT = 4  # …and a translation only
 CUT = 0.12  # share of clips that end too early, as speech does while it arrives
 
 
@@ -83,14 +86,20 @@ class Listening:
     def _opens(self, piece: int) -> bool:
         return str(self._tokenizer.id_to_token(piece)).startswith("▁")
 
-    def _translated(self, source: Translations, generator: np.random.Generator) -> Spoken:
-        """Put together a sentence of which the translation is known."""
+    def _translated(
+        self, source: Translations, generator: np.random.Generator, *, direct: bool
+    ) -> Spoken:
+        """Put together a sentence of which the translation is known, and ask for both or for it alone."""
         while True:
             english, spanish = source.draw()
             pieces = answer_ids(self._tokenizer, english)
             made = self._bank.spoken(english, pieces, generator)
-            if made is not None:
-                return replace(made, translation=spanish)
+            if made is None:
+                continue
+            if direct:
+                return replace(made, text=spanish, path=None, instruction=INSTRUCTION_SPANISH)
+            both = ANSWER_TRANSLATED.format(english, spanish)
+            return replace(made, text=both, instruction=INSTRUCTION_TRANSLATE)
 
     def _pool(self, rank: int, pool: int) -> list[list[Spoken]]:
         generator = np.random.default_rng([self._seed, rank, pool])
@@ -100,8 +109,9 @@ class Listening:
         pairs = Translations(seed)
         batches: list[list[Spoken]] = []
         for count, draw in (
-            (BATCHES - TRANSLATED, lambda: self._draw(source, generator)),
-            (TRANSLATED, lambda: self._translated(pairs, generator)),
+            (BATCHES - TRANSLATED - DIRECT, lambda: self._draw(source, generator)),
+            (TRANSLATED, lambda: self._translated(pairs, generator, direct=False)),
+            (DIRECT, lambda: self._translated(pairs, generator, direct=True)),
         ):
             drawn: list[Spoken] = []
             while len(drawn) < CLIPS * count:
@@ -126,12 +136,8 @@ class Listening:
 
     def _batch(self, clips: list[Spoken], generator: np.random.Generator) -> SoftBatch:
         lengths = [len(clip.soft) for clip in clips]
-        asked = bool(clips[0].translation)  # a batch is of one kind
-        texts = [
-            ANSWER_TRANSLATED.format(clip.text, clip.translation) if asked else clip.text
-            for clip in clips
-        ]
-        instruction = INSTRUCTION_TRANSLATE if asked else INSTRUCTION
+        texts = [clip.text for clip in clips]
+        instruction = clips[0].instruction  # a batch is of one kind
         soft = [torch.from_numpy(clip.soft) for clip in clips]
         return SoftBatch(
             torch.nn.utils.rnn.pad_sequence(soft, batch_first=True),

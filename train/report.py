@@ -23,7 +23,7 @@ from train.features import Shard
 from train.lean import speed_up
 from train.loop import saved_model
 from train.recordings import divided, prompts
-from train.tokens import ANSWER_TRANSLATED, INSTRUCTION_TRANSLATE
+from train.tokens import ANSWER_TRANSLATED, INSTRUCTION_SPANISH, INSTRUCTION_TRANSLATE
 from train.translations import chrf
 from train.voices import SAMPLE_RATE
 
@@ -85,18 +85,20 @@ def transcribed(
 
 
 def translated(model: Any, tokenizer: Tokenizer, shard: Shard) -> list[dict[str, Any]]:
-    """Transcribe and translate every clip of a shard."""
-    lines = transcribed(
-        model, tokenizer, shard, partial(transcribe, instruction=INSTRUCTION_TRANSLATE)
+    """Transcribe and translate every clip of a shard, and translate it directly."""
+    both, direct = (
+        transcribed(model, tokenizer, shard, partial(transcribe, instruction=instruction))
+        for instruction in (INSTRUCTION_TRANSLATE, INSTRUCTION_SPANISH)
     )
-    for line, clip in zip(lines, shard.clips, strict=True):
+    for line, alone, clip in zip(both, direct, shard.clips, strict=True):
         said, _, spanish = line["hypothesis"].partition(ANSWER_TRANSLATED.format("", ""))
         line |= {
             "hypothesis": said,
             "translation": spanish,
+            "direct translation": alone["hypothesis"],
             "translation reference": clip.translation,
         }
-    return lines
+    return both
 
 
 def known_words(work: Path) -> set[str]:
@@ -154,11 +156,11 @@ def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
         else:
             report["sets"][name] = measured(lines)
         report["transcripts"][name] = lines
-    pairs = [
-        (line["translation reference"], line["translation"])
-        for line in report["transcripts"]["translation"]
-    ]
-    report["sets"]["translation"]["chrf"] = round(chrf(*zip(*pairs, strict=True)), 1)
+    lines = report["transcripts"]["translation"]
+    wanted = [line["translation reference"] for line in lines]
+    for measure, field in (("chrf", "translation"), ("direct_chrf", "direct translation")):
+        found = chrf(wanted, [line[field] for line in lines])
+        report["sets"]["translation"][measure] = round(found, 1)
     known = known_words(work)
     for name, chosen in (
         ("three words or more", lambda words: len(words) > 2),

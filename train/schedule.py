@@ -17,18 +17,18 @@ from train.batches import ALIGNED, WEIGHTS
 class Settings:
     """What a run is told."""
 
-    steps: int = 13_000
+    steps: int = 19_000
     # Shares of the steps:
-    timed_until: float = 0.02  # until when only phones of known time are learnt
+    timed_until: float = 0.014  # until when only phones of known time are learnt
     stem_until: float = 0.3  # until when the convolutions are trained, the slowest part
-    tower_from: float = 0.45  # when the tower is quantised, and the rate falls
-    listen_from: float = 0.62  # when the tower stays as it is, and the decoder learns from it
-    quantised_from: float = 0.9  # when the decoder is quantised, and the rate falls
+    tower_from: float = 0.55  # when the tower is quantised, and the rate falls
+    listen_from: float = 0.70  # when the tower stays as it is, and the decoder learns from it
+    quantised_from: float = 0.92  # when the decoder is quantised, and the rate falls
     static_from: float = (
         1.0  # when activations are rounded to static scales: not at all, see README
     )
     peak_rate: float = 2e-3
-    warm_up: float = 0.01
+    warm_up: float = 0.007
     weight_decay: float = 0.02
     guide_weight: float = 0.5
     batch_frames: int = 3_200  # of each process

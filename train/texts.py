@@ -18,6 +18,7 @@ from pathlib import Path
 _PHRASES = tomllib.loads(Path(__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
 WORDS: dict[str, list[str]] = {name: words.split() for name, words in _PHRASES["words"].items()}
 GRAMMAR: dict[str, list[str]] = _PHRASES["grammar"]
+LISTED = ("ones", "tens", "sizes", "ordinals", "months", "days", "spelling", "letters", "clock")
 ONES, TENS, ORDINALS = WORDS["ones"], WORDS["tens"], WORDS["ordinals"]
 
 SPELLED = re.compile(r"\b(?:MGCP|PBX|IVR|USB|IAX)\b")
@@ -113,6 +114,8 @@ SPOKEN = {
     "common_words": 8,
 }
 """The sentences for the synthetic voices."""
+ALONE = {"alone": 1}
+"""A word alone, which is harder than one among others: nothing around it helps."""
 MEANT = {
     "prompt": 10,
     "grammar": 26,
@@ -136,6 +139,7 @@ PUT_TOGETHER = {
     "date": 4,
     "spelled": 4,
     "common_words": 12,
+    "alone": 8,
 }
 """Those put together from the bank of soft tokens: more words, in orders that cannot be guessed."""
 
@@ -278,6 +282,18 @@ class Sentences:
         """Spell letters, by name or in the telephone alphabet."""
         names = self._random.choice((WORDS["letters"], WORDS["spelling"]))
         return " ".join(self._random.choice(names) for _ in range(self._random.randint(2, 6)))
+
+    def alone(self) -> str:
+        """Say one word: of a number, a date, the alphabet or a prompt, or a common one."""
+        listed = [word for name in LISTED for word in WORDS[name]]
+        source = self._random.choices(("listed", "prompt", "common"), (6, 3, 2))[0]
+        if source == "listed":
+            word = self._random.choice(listed)
+        elif source == "prompt":
+            word = self._random.choice(self._random.choice(self._prompts).split()).strip(".,:;?!")
+        else:
+            word = self._random.choice(self._words)
+        return f"{word}."  # a letter is read by its name
 
     def common_words(self) -> str:
         """Say common words in no order."""

