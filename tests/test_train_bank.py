@@ -83,9 +83,20 @@ def test_no_text_that_is_put_together_contains_a_banned_transcript() -> None:
     assert not [text for text in said if "hold the line" in text]
 
 
-def test_the_rate_falls_to_nothing_for_the_tower_and_again_for_the_decoder() -> None:
-    settings = Settings(steps=1_000)
-    tower, decoder = round(settings.listen_from * 1_000), 1_000
-    assert settings.rate(tower - 1) < 0.01 * settings.peak_rate
-    assert settings.rate(tower) == settings.peak_rate
-    assert settings.rate(decoder - 1) < 0.01 * settings.peak_rate
+def test_the_rate_falls_to_nothing_for_the_tower_and_for_the_decoder_in_every_cycle() -> None:
+    settings = Settings(cycles=(1_000, 500))
+    for cycle, (start, length) in enumerate(((0, 1_000), (1_000, 500))):
+        tower, decoder = start + round(settings.listen_from * length), start + length
+        peak = settings.peak_rate / (1 + cycle)
+        assert settings.rate(tower - 1) < 0.01 * peak
+        assert settings.rate(tower) == peak
+        assert settings.rate(decoder - 1) < 0.01 * peak
+
+
+def test_tower_and_decoder_take_turns_and_what_has_begun_goes_on() -> None:
+    settings = Settings(cycles=(100, 100))
+    stages = "".join(settings.stage(step)[0] for step in range(settings.steps))
+    assert stages == 2 * ("t" * 62 + "d" * 38)
+    begun = [settings.reached(settings.quantised_from, step) for step in range(settings.steps)]
+    assert begun == [step >= 90 for step in range(settings.steps)]
+    assert not any(settings.reached(settings.static_from, s) for s in range(settings.steps))

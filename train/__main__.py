@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from train.features import Shard
 
 
+CYCLES = (13_000, 7_600)
 TOKENIZER_SEED, TOKENIZER_TEXTS = 30_000, 40_000
 
 
@@ -64,7 +65,7 @@ def fit(options: argparse.Namespace) -> None:
     from train import loop
     from train.schedule import Settings
 
-    settings = Settings(steps=options.steps, processes=options.processes)
+    settings = Settings(cycles=tuple(options.cycles), processes=options.processes)
     loop.fit(options.work, _tokenizer(options.work), settings)
 
 
@@ -108,7 +109,13 @@ def parser() -> argparse.ArgumentParser:
         )
         added.add_argument("--processes", type=int, default=2)
         if trains:
-            added.add_argument("--steps", type=int, default=19_000, help="of the whole run")
+            added.add_argument(
+                "--cycles",
+                type=int,
+                nargs="+",
+                default=CYCLES,
+                help="steps of each turn of tower and decoder",
+            )
         if writes:
             added.add_argument("--checkpoint", type=Path, required=True, help="its folder")
         added.set_defaults(run=run)

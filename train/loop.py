@@ -88,6 +88,10 @@ class Run:
     def _reached(self, share: float) -> bool:
         return self.settings.reached(share, self.step)
 
+    @property
+    def _done(self) -> bool:
+        return self.step >= self.settings.steps
+
     def _new_optimisers(self) -> tuple[torch.optim.Optimizer, torch.optim.AdamW]:
         """Divide the parameters: Muon takes the matrices between layers, AdamW all else."""
         decay = self.settings.weight_decay
@@ -122,15 +126,12 @@ class Run:
     def _choose_precision(self) -> None:
         """Quantize the tower, the decoder, and activations, when it is time."""
         for part, share, name in (
-            (TOWER, self.settings.tower_from, "float.pt"),  # a longer run can go on from here
+            (TOWER, self.settings.tower_from, "float.pt"),
             (DECODER, self.settings.quantised_from, "listening.pt"),
         ):
             if self._reached(share) and part not in quantized_parts(self.model):
                 self.save(name)
                 self._quantize(part)
-                if part == TOWER and self.rank == 0:
-                    for old in self.folder.glob("bank-*"):
-                        old.unlink()  # of another tower
         if self._reached(self.settings.static_from) and not rounds_activations(self.model):
             scales = calibrate.seen(self.model, self.clips)
             shared = [scales if self.rank == 0 else None]
@@ -181,18 +182,22 @@ class Run:
 
     def batches(self) -> Iterator[Batch | SoftBatch]:
         """Give the batches from the present step on, those a run in one piece would see."""
-        clips = self.clips.stream(self.rank, self.step, self.settings.kinds)
-        while self.settings.stage(self.step) != "decoder":
-            yield next(clips)
-        yield from self._listening().stream(self.rank, self.step)
+        while True:
+            clips = self.clips.stream(self.rank, self.step, self.settings.kinds)
+            while self.settings.stage(self.step) == "tower":
+                yield next(clips)
+            heard = self._listening().stream(self.rank, self.step)
+            while self.settings.stage(self.step) == "decoder":
+                yield next(heard)
 
     def _listening(self) -> Listening:
         """Read the bank of soft tokens; if there is none for this tower, fill it first."""
         processes = distributed.get_world_size() if distributed.is_initialized() else 1
-        shares = [self.folder / f"bank-{rank}" for rank in range(processes)]
+        cycle, _ = self.settings.place(self.step)
+        shares = [self.folder / f"bank-{cycle}-{rank}" for rank in range(processes)]
         own = shares[self.rank]
         if not own.with_suffix(".npy").exists():
-            self.save("tower.pt")  # the token table changes from now on
+            self.save(f"tower-{cycle}.pt")  # the token table changes from now on
             fill(self.model, self.clips, own, self.rank, processes)
         if distributed.is_initialized():
             distributed.barrier()
@@ -269,9 +274,9 @@ class Run:
 
     def train(self) -> None:
         """Train until the steps are done."""
-        if self._reached(1.0):
+        if self._done:
             return
-        self.log(hours=self.clips.hours, steps=self.settings.steps)
+        self.log(hours=self.clips.hours, cycles=self.settings.cycles)
         recent: deque[tuple[float, float, float, float, int]] = deque(maxlen=LOG_STEPS)
         saved = self.seconds
         self._started = time.monotonic()
@@ -288,14 +293,15 @@ class Run:
                     clips_per_second=round(counts / seconds, 2),
                     rate=self.settings.rate(self.step),
                 )
-            done = self._reached(1.0)
-            if self.seconds - saved > 60 * self.settings.save_minutes or done:
+            if self.seconds - saved > 60 * self.settings.save_minutes or self._done:
                 saved = self.seconds
                 self.save()
-            if self.step % self.settings.evaluate_steps == 0 or done:
+            if self.step == self.settings.cycles[0]:
+                self.save("cycle-0.pt")
+            if self.step % self.settings.evaluate_steps == 0 or self._done:
                 self.evaluate()
                 self._started = time.monotonic()
-            if done:
+            if self._done:
                 break
 
 

@@ -111,26 +111,35 @@ def known_words(work: Path) -> set[str]:
     return {word for word, count in counts.items() if count >= OFTEN}
 
 
+STATES: dict[str, tuple[str, str, Written]] = {
+    "tower, float": ("float.pt", "", heard),
+    "tower, rounded": ("float.pt", "audio_tower", heard),
+    "tower, trained with its bits": ("tower-0.pt", "", heard),
+    "decoder, float": ("listening.pt", "", transcribe),
+    "decoder, rounded": ("listening.pt", "language_model", transcribe),
+    "decoder, trained with its bits": ("cycle-0.pt", "", transcribe),
+    "tower, after another cycle": ("tower-1.pt", "", heard),
+}
+"""What is measured of the states that a run keeps: the file, the part to be rounded first, who writes down."""
+
+
 def by_precision(work: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """Measure on the held-out prompts what the quantised model was made from.
 
     The tower alone, by what its soft tokens say: in floats, merely rounded to its bits, and trained with them. Then
-    the decoder on the quantised tower: in floats, and merely rounded. Each is trained longer than the one it
-    is made from, so the differences are not those of the rounding alone.
+    the decoder on the quantised tower, likewise. Each is trained longer than the one it is made from, so the differences are not
+    those of the rounding alone. States that an older run has not kept are left out.
     """
     shard = Shard(work / "shards" / "held-out")
-
-    def of(model: Any, written: Written) -> dict[str, Any]:
+    found = {}
+    for row, (name, rounded, written) in STATES.items():
+        if not (work / "run" / name).exists():
+            continue
+        model = saved_model(work, name)
+        if rounded:
+            quantize(model, PLAN, rounded)
         speed_up(model)
-        return measured(transcribed(settled(model), tokenizer, shard, written))
-
-    found = {"tower, float": of(saved_model(work, "float.pt"), heard)}
-    for name, part in (("tower", "audio_tower"), ("decoder", "language_model")):
-        model = saved_model(work, "float.pt" if name == "tower" else "listening.pt")
-        quantize(model, PLAN, part)
-        found[f"{name}, rounded"] = of(model, heard if name == "tower" else transcribe)
-    found["tower, trained with its bits"] = of(saved_model(work, "tower.pt"), heard)
-    found["decoder, float"] = of(saved_model(work, "listening.pt"), transcribe)
+        found[row] = measured(transcribed(settled(model), tokenizer, shard, written))
     return found
 
 
@@ -176,7 +185,7 @@ def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
         )
     report["held-out by precision"] = {
         **by_precision(work, tokenizer),
-        "decoder, trained with its bits": report["sets"]["held-out"],
+        "decoder, after another cycle": report["sets"]["held-out"],
     }
     (checkpoint / "eval.json").write_text(json.dumps(report, indent=1) + "\n")
     return report

@@ -1,8 +1,9 @@
 """The schedule: what is trained when, counted in steps so that a run can be repeated.
 
 The tower learns phones of known time, then phones and words by CTC; then it is quantised and finished while the rate
-falls; the decoder learns from its soft tokens; at the end the decoder is quantised, while the rate falls again.
-Before `tower_from` the rate is the same all along, and the run can be made longer.
+falls; the decoder learns from its soft tokens; at the end the decoder is quantised, while the rate falls again. Then
+both take another turn, with their bits and at half the rate: a decoder that has learnt to listen makes use of a better tower.
+A finished run can be made longer by another cycle.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from train.batches import ALIGNED, WEIGHTS
 class Settings:
     """What a run is told."""
 
-    steps: int = 19_000
-    # Shares of the steps:
-    timed_until: float = 0.014  # until when only phones of known time are learnt
+    cycles: tuple[int, ...] = (13_000, 7_600)  # steps of each
+    # Shares of a cycle's steps; what begins in the first cycle goes on in those after it:
+    timed_until: float = 0.02  # until when only phones of known time are learnt
     stem_until: float = 0.3  # until when the convolutions are trained, the slowest part
-    tower_from: float = 0.55  # when the tower is quantised, and the rate falls
-    listen_from: float = 0.70  # when the tower stays as it is, and the decoder learns from it
-    quantised_from: float = 0.92  # when the decoder is quantised, and the rate falls
+    tower_from: float = 0.45  # when the tower is quantised, and the rate falls
+    listen_from: float = 0.62  # when the tower stays as it is, and the decoder learns from it
+    quantised_from: float = 0.9  # when the decoder is quantised, and the rate falls
     static_from: float = (
-        1.0  # when activations are rounded to static scales: not at all, see README
-    )
+        math.inf
+    )  # when activations are rounded to static scales: never, see README
     peak_rate: float = 2e-3
-    warm_up: float = 0.007
+    warm_up: float = 0.01
     weight_decay: float = 0.02
     guide_weight: float = 0.5
     batch_frames: int = 3_200  # of each process
@@ -38,9 +39,23 @@ class Settings:
     evaluate_steps: int = 1_000
     processes: int = 2
 
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return sum(self.cycles)
+
+    def place(self, step: int) -> tuple[int, float]:
+        """Give the number of the cycle that a step is in, and the share of it that is done."""
+        number = 0
+        while number + 1 < len(self.cycles) and step >= self.cycles[number]:
+            step -= self.cycles[number]
+            number += 1
+        return number, step / self.cycles[number]
+
     def reached(self, share: float, step: int) -> bool:
-        """Tell whether a share of the steps is done."""
-        return step >= share * self.steps
+        """Tell whether a share of the first cycle's steps is done."""
+        number, done = self.place(step)
+        return share <= 1 if number else done >= share
 
     def kinds(self, step: int) -> dict[str, float]:
         """Say how often a clip of each kind is drawn."""
@@ -48,14 +63,16 @@ class Settings:
 
     def stage(self, step: int) -> str:
         """Name what is trained: the "tower" or the "decoder"."""
-        return "decoder" if self.reached(self.listen_from, step) else "tower"
+        return "decoder" if self.place(step)[1] >= self.listen_from else "tower"
 
     def rate(self, step: int) -> float:
-        """Give the learning rate: warm-up, the peak, and a cosine to nothing for each part."""
-        if not self.reached(self.warm_up, step):
-            return self.peak_rate * step / (self.warm_up * self.steps)
+        """Give the learning rate: warm-up, the cycle's peak, and a cosine to nothing for each part."""
+        number, done = self.place(step)
+        peak = self.peak_rate / (1 + number)
+        if done < self.warm_up:
+            return peak * done / self.warm_up
         start, end = self.quantised_from, 1.0
-        if not self.reached(self.listen_from, step):
+        if done < self.listen_from:
             start, end = self.tower_from, self.listen_from
-        falling = max(0.0, step / self.steps - start) / max(end - start, 1e-9)
-        return self.peak_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, falling)))
+        falling = max(0.0, done - start) / max(end - start, 1e-9)
+        return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, falling)))
