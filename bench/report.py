@@ -10,12 +10,13 @@ from edgegemma import console
 from edgegemma.errors import MissingExtraError
 
 JOBS = ("decode", "prefill")
+NOTHING = "–"  # what was not measured
 
 
 def spread(value: dict[str, Any] | None, factor: float = 1.0, digits: int = 1) -> str:
     """Show a figure: the median, and the middle half of the samples."""
     if value is None:
-        return "–"
+        return NOTHING
     median, low, high = (f"{value[k] * factor:.{digits}f}" for k in ("median", "low", "high"))
     return median if value["count"] == 1 else f"{median} ({low}–{high})"
 

@@ -1,4 +1,4 @@
-"""Command line of the recipe: `python -m train {corpus,fit,export,evaluate} --work FOLDER`.
+"""Command line of the recipe: `python -m train {corpus,fit,export,evaluate,card} --work FOLDER`.
 
 The stages are run in this order; each reads what the one before left in the work folder. `python -m train all` runs
 them one after the other, and goes on where it was stopped.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from train.features import Shard
 
 
-CYCLES = (13_000, 7_600)
+CYCLES = (13_000, 6_600)
 TOKENIZER_SEED, TOKENIZER_TEXTS = 30_000, 40_000
 
 
@@ -89,6 +89,13 @@ def evaluate(options: argparse.Namespace) -> None:
         print(name, values)
 
 
+def card(options: argparse.Namespace) -> None:
+    """Print the model card: `card.md` with what `evaluate` found and the run's log says."""
+    from train.card import card
+
+    print(card(options.work, options.checkpoint))
+
+
 def every(options: argparse.Namespace) -> None:
     """Run all stages; what is there already is not made again."""
     for stage in (corpus, fit, export, evaluate):
@@ -124,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
     stage("fit", fit, trains=True, writes=False)
     stage("export", export, trains=False, writes=True)
     stage("evaluate", evaluate, trains=False, writes=True)
+    stage("card", card, trains=False, writes=True)
     stage("all", every, trains=True, writes=True)
     return made
 

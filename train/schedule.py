@@ -18,7 +18,7 @@ from train.batches import ALIGNED, WEIGHTS
 class Settings:
     """What a run is told."""
 
-    cycles: tuple[int, ...] = (13_000, 7_600)  # steps of each
+    cycles: tuple[int, ...] = (13_000, 6_600)  # steps of each
     # Shares of a cycle's steps; what begins in the first cycle goes on in those after it:
     timed_until: float = 0.02  # until when only phones of known time are learnt
     stem_until: float = 0.3  # until when the convolutions are trained, the slowest part

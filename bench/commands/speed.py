@@ -165,35 +165,28 @@ def _run(
 
 
 def _print(found: dict[str, Any]) -> None:
-    from bench.report import spread
+    from bench.report import NOTHING, spread
 
     console.out(
         f"{found['package']}, {found['engine']}, {found['threads']} threads, {found['machine']}"
     )
-    header = (
-        "context",
-        "tokens/s",
-        "GB/s read",
-        "of bandwidth, %",
-        "of the map's, %",
-        "int8 G/s",
-        "of peak, %",
-        "J/token",
-    )
-    rows = [
-        (
-            run["context"],
-            spread(run["tokens_per_s"], digits=2),
-            spread(run["bytes_per_s"], 1e-9),
-            spread(run["read_share"], 100),
-            spread(run["map_share"], 100),
-            spread(run["macs_per_s"], 1e-9),
-            spread(run["dot_share"], 100),
-            spread(run["joules"], digits=3),
-        )
-        for run in found["runs"]
-    ]
-    console.table(header, rows)
+    columns = {
+        "context": [str(run["context"]) for run in found["runs"]],
+        **{
+            title: [spread(run[key], scale, digits) for run in found["runs"]]
+            for title, key, scale, digits in (
+                ("tokens/s", "tokens_per_s", 1, 2),
+                ("GB/s read", "bytes_per_s", 1e-9, 1),
+                ("of bandwidth, %", "read_share", 100, 1),
+                ("of the map's, %", "map_share", 100, 1),
+                ("int8 G/s", "macs_per_s", 1e-9, 1),
+                ("of peak, %", "dot_share", 100, 1),
+                ("J/token", "joules", 1, 3),
+            )
+        },
+    }
+    measured = {title: cells for title, cells in columns.items() if set(cells) != {NOTHING}}
+    console.table(tuple(measured), list(zip(*measured.values(), strict=True)))
     last = found["runs"][-1]
     mapped = last["map_bandwidth"]
     console.out(

@@ -1,0 +1,86 @@
+"""The model card: `card.md` with the figures of an evaluation and a run filled in."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from train.architecture import new_model, parameter_counts
+
+TEMPLATE = Path(__file__).with_suffix(".md")
+EXAMPLES, TRANSLATIONS = 8, 6
+SETS = {
+    "held-out": "real prompts held out (the trained speaker, unseen recordings)",
+    "held-out, three words or more": "of these, three words or more",
+    "held-out, in scope": "of these, every word in scope",
+    "held-out, out of scope": "of these, with a word out of scope",
+    "unseen-voice": "made-up sentences one might say, a synthetic voice never trained on",
+    "unseen-voice-disorder": "words in no order, the same voice",
+    "translation": "sentences with a translation, that voice and a known one by turns",
+    "librivox": "read literature (out of scope)",
+}
+PARTS = {"language_model": "decoder", "audio_tower": "audio tower", "embed_audio": "audio embedder"}
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f}"
+
+
+def _interval(measured: dict[str, Any]) -> str:
+    return " – ".join(map(_percent, measured["interval_95"])) + " %"
+
+
+def _table(rows: Iterable[Iterable[Any]]) -> str:
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def card(work: Path, checkpoint: Path) -> str:
+    """Write the card from `eval.json` of a checkpoint and the log of the run."""
+    found = json.loads((checkpoint / "eval.json").read_text())
+    sets, lines = found["sets"], found["transcripts"]
+    log = [json.loads(line) for line in (work / "run" / "log.jsonl").read_text().splitlines()]
+    hours = next(line["hours"] for line in reversed(log) if "hours" in line)
+    counts = parameter_counts(new_model(0))
+    drawn = random.Random(1)
+    several = [line for line in lines["held-out"] if len(line["reference"].split()) > 2]
+    said = ("reference", "hypothesis")
+    both = (*said, "translation", "direct translation", "translation reference")
+    return Template(TEMPLATE.read_text()).substitute(
+        sets=_table(
+            (
+                label,
+                s["clips"],
+                s["words"],
+                f"**{_percent(s['wer'])} %**",
+                _interval(s),
+                s["clips_right"],
+            )
+            for label, s in ((label, sets[name]) for name, label in SETS.items())
+        ),
+        translated=sets["translation"]["clips"],
+        chrf=sets["translation"]["chrf"],
+        direct_chrf=sets["translation"]["direct_chrf"],
+        translations=_table(
+            [line[field] for field in both]
+            for line in drawn.sample(lines["translation"], TRANSLATIONS)
+        ),
+        made_up=sets["no-speech"]["clips_with_words"],
+        silent=sets["no-speech"]["clips"],
+        examples=_table(
+            [line[field] for field in said] for line in drawn.sample(several, EXAMPLES)
+        ),
+        precisions=_table(
+            (row, f"{_percent(s['wer'])} %", _interval(s), s["clips_right"])
+            for row, s in found["held-out by precision"].items()
+        ),
+        parameters=f"{sum(counts.values()) / 1e6:.1f} million parameters: "
+        + ", ".join(f"{label} {counts[part] / 1e6:.2f}" for part, label in PARTS.items()),
+        megabytes=f"{(checkpoint / 'model.safetensors').stat().st_size / 1e6:.1f}",
+        hours=", ".join(f"{kind} {time:.1f}" for kind, time in hours.items()),
+        steps=f"{log[-1]['step']:,}",
+        minutes=round(log[-1]["minutes"]),
+    )
