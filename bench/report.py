@@ -37,7 +37,7 @@ def peer_rows(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             ]
         rows.append([*row, console.size(peer["peak_bytes"])])
     for name, why in found.get("missing", {}).items():
-        rows.append([name, "not measured", *["–"] * (2 * len(jobs)), why])
+        rows.append([name, "not measured", *[NOTHING] * (2 * len(jobs)), why])
     return [*header, "peak memory"], rows
 
 
