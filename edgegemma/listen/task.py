@@ -102,10 +102,8 @@ class Task:
         if self.instruction is not None:
             return self.instruction
         if self.translates_speech:
-            own = prompts.get(TRANSLATE.format(self.translate_to))
-            if own is not None and self._speaks(own):
-                return own
-            return _SPEECH.format(speech=self.language or _ANY, text=self.translate_to)
+            general = _SPEECH.format(speech=self.language or _ANY, text=self.translate_to)
+            return self._translation(prompts) or general
         own = prompts.get(TRANSCRIBE)
         if not self._speaks(own or ""):
             return _TRANSCRIPT.format(speech=self.language, text=self.language)
@@ -119,12 +117,16 @@ class Task:
         """Whether a prompt is for the language that is spoken, as far as that is known."""
         return self.language is None or f" in {self.language} " in prompt
 
+    def _translation(self, prompts: Mapping[str, str]) -> str | None:
+        """Give the package's own prompt for the translation, if it has one."""
+        own = prompts.get(TRANSLATE.format(self.translate_to))
+        return own if own is not None and self._speaks(own) else None
+
     def is_new_to(self, prompts: Mapping[str, str]) -> bool:
         """Whether a translation is asked of a model that was taught other prompts only, and without a list of rules."""
         if self.translate_to is None or _RULES in prompts.get(TRANSCRIBE, _RULES):
             return False
-        own = prompts.get(TRANSLATE.format(self.translate_to))
-        return self.both or own is None or not self._speaks(own)
+        return self.both or self._translation(prompts) is None
 
     def text_prompt(self, sentence: str) -> str:
         """Give the request to translate a sentence of the transcript."""
