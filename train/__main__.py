@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
+from train.schedule import Settings
+
 if TYPE_CHECKING:
     from train.features import Shard
 
 
-CYCLES = (13_000, 6_600)
 TOKENIZER_SEED, TOKENIZER_TEXTS = 30_000, 40_000
 
 
@@ -63,7 +64,6 @@ def corpus(options: argparse.Namespace) -> None:
 def fit(options: argparse.Namespace) -> None:
     """Train, or go on training."""
     from train import loop
-    from train.schedule import Settings
 
     settings = Settings(cycles=tuple(options.cycles), processes=options.processes)
     loop.fit(options.work, _tokenizer(options.work), settings)
@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
                 "--cycles",
                 type=int,
                 nargs="+",
-                default=CYCLES,
+                default=Settings.cycles,
                 help="steps of each turn of tower and decoder",
             )
         if writes:

@@ -12,23 +12,19 @@ from typing import Any
 
 import numpy as np
 import onnx  # noqa: TID251 - a change to the voice, not to a model of ours
-import onnxruntime  # noqa: TID251
 from hibari import dsp
 
-from train.voices import Samples, hibari_engine, resampled
+from train.voices import Samples, hibari_engine, resampled, session
 
 DURATIONS = "/Clip_output_0"
 MARKS = "ˈˌː"
 
 
 @cache
-def _session() -> Any:
+def _network() -> Any:
     graph = onnx.load(hibari_engine().model_path)
     graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(DURATIONS))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph.SerializeToString(), options)
+    return session(graph.SerializeToString())
 
 
 def spoken(text: str, speed: float, seed: int) -> tuple[Samples, list[tuple[str, float]]]:
@@ -44,7 +40,7 @@ def spoken(text: str, speed: float, seed: int) -> tuple[Samples, list[tuple[str,
     signs = "".join(engine.phonemize(text))
     known = [sign for sign in signs if sign in engine.vocab]
     inputs = {"ids": np.array([engine.ids(signs)]), "speed": np.array([speed], dtype=np.float32)}
-    *spectra, durations = _session().run(None, inputs)
+    *spectra, durations = _network().run(None, inputs)
     samples = dsp.synth(*(part[0] for part in spectra), np.random.default_rng(seed))
     ends = np.cumsum(durations.ravel()) * (len(samples) / engine.sample_rate / durations.sum())
     timed = [

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,24 +17,9 @@ from train.frames import changed
 from train.guidance import Path as Heard
 from train.phones import BLANK, Pronunciations
 from train.recordings import guard
+from train.schedule import WEIGHTS, Settings
 from train.tokens import CONTROL, INSTRUCTION, VOCABULARY, answer_ids, prompt_ids
 
-if TYPE_CHECKING:
-    from train.schedule import Settings
-
-WEIGHTS = {
-    "real": 0.18,
-    "joined": 0.12,
-    "hibari": 0.16,
-    "other voices": 0.22,
-    "neural": 0.16,
-    "alone": 0.08,
-    "silence": 0.04,
-    "aligned": 0.04,
-}
-"""How often a clip of each kind is drawn."""
-ALIGNED = {"aligned": 0.95, "silence": 0.05}
-"""The same, while the tower learns phones from their times."""
 TOKEN_SECONDS, DELAY = 0.04, 0.06
 CORRUPTION = 0.1
 POOL = 512

@@ -9,8 +9,9 @@ import torch
 
 from quant.qat.activations import Seen
 from train.architecture import TEXT
-from train.batches import WEIGHTS, TrainingClips
+from train.batches import TrainingClips
 from train.bits import PLAN
+from train.schedule import WEIGHTS
 
 BATCHES = 24
 OWN = 1_000  # in place of the rank of a process: batches that none of them sees

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -43,7 +43,6 @@ from train.voices import (
     Samples,
 )
 
-TRAINING = ("real", "joined", "voices-*", "more-*", "neural-*", "alone-*", "silence", "aligned-*")
 TESTS = (
     "held-out",
     "unseen-voice",
@@ -53,15 +52,31 @@ TESTS = (
     "no-speech",
 )
 PHONES = "phones.json"
-VOICE_SHARDS, MORE_SHARDS, CLIPS_PER_SHARD = 10, 6, 1_000
-NEURAL_SHARDS, ALONE_SHARDS = 2, 3
-MORE_SEED, NEURAL_SEED, ALONE_SEED = 50_000, 60_000, 70_000
+CLIPS_PER_SHARD = 1_000
 ALIGNED_SHARDS, ALIGNED_CLIPS, LONGEST_ALIGNED = 4, 700, 8
 COPIES = 10
 JOINED = 3_500
 LONGEST_SECONDS = 12.0
 UNSAID = {"fuck", "fucking", "shit"}
 """Common words nobody wants to read where something else was said."""
+
+
+class Said(NamedTuple):
+    """Shards of made-up sentences."""
+
+    shards: int
+    seed: int  # of the first shard
+    shares: Mapping[str, float]
+    kinds: Mapping[str, int] = SPOKEN
+
+
+SAID = {
+    "voices": Said(10, 0, SHARES),
+    "more": Said(6, 50_000, MORE_SHARES),
+    "neural": Said(2, 60_000, NEURAL_SHARES),
+    "alone": Said(3, 70_000, ALONE_SHARES, ALONE),
+}
+TRAINING = ("real", "joined", *(f"{kind}-*" for kind in SAID), "silence", "aligned-*")
 
 Spoken = Iterator[tuple[Samples, str, str, str]]
 """Samples, transcript, source and key of each clip."""
@@ -129,18 +144,17 @@ def sentences(
     return Sentences([recording.text for recording in training], banned, common, seed, kinds)
 
 
-def voices(
-    work: Path, shard: int, shares: Mapping[str, float], kinds: Mapping[str, int] = SPOKEN
-) -> Spoken:
-    """Let synthetic voices say made-up sentences, each its share of them."""
-    source, generator = sentences(work, shard, kinds=kinds), _generator(f"voices-{shard}")
-    for number in range(CLIPS_PER_SHARD):
+def voices(work: Path, said: Said, number: int) -> Spoken:
+    """Let synthetic voices say the made-up sentences of a shard, each its share of them."""
+    shard, shares = said.seed + number, said.shares
+    source, generator = sentences(work, shard, kinds=said.kinds), _generator(f"voices-{shard}")
+    for clip in range(CLIPS_PER_SHARD):
         voice = str(generator.choice(list(shares), p=list(shares.values())))
         text = source.draw()
         samples = VOICES[voice](text, float(generator.uniform(0.8, 1.25)))
         samples = augment.paced(samples, generator.uniform(0.86, 1.18))
         if 0.2 * SAMPLE_RATE < len(samples) <= LONGEST_SECONDS * SAMPLE_RATE:
-            yield augment.degraded(samples, generator), transcript(text), voice, f"{shard}/{number}"
+            yield augment.degraded(samples, generator), transcript(text), voice, f"{shard}/{clip}"
 
 
 def aligned(work: Path, shard: int) -> Iterator[tuple[Any, ...]]:
@@ -200,14 +214,8 @@ def _write(work: Path, name: str) -> str:
         return name
     kind, _, number = name.partition("-")
     clips: Iterator[tuple[Any, ...]]
-    if kind == "voices":
-        clips = voices(work, int(number), SHARES)
-    elif kind == "more":
-        clips = voices(work, MORE_SEED + int(number), MORE_SHARES)
-    elif kind == "neural":
-        clips = voices(work, NEURAL_SEED + int(number), NEURAL_SHARES)
-    elif kind == "alone":
-        clips = voices(work, ALONE_SEED + int(number), ALONE_SHARES, ALONE)
+    if kind in SAID:
+        clips = voices(work, SAID[kind], int(number))
     elif kind == "aligned":
         clips = aligned(work, int(number))
     else:
@@ -241,17 +249,14 @@ def save_held_out(work: Path) -> None:
 
 def build(work: Path, processes: int = 2) -> None:
     """Fetch the recordings and write every shard that is missing."""
-    may_train(
-        (*RECORDED, *SHARES, *MORE_SHARES, *NEURAL_SHARES, *ALONE_SHARES, "hibari", "wordfreq")
-    )
+    for said in SAID.values():
+        may_train(said.shares)
+    may_train((*RECORDED, "hibari", "wordfreq"))
     fetch(work)
     save_held_out(work)
     names = [f"aligned-{n}" for n in range(ALIGNED_SHARDS)]
     names += [*TESTS, "real", "joined", "silence"]
-    names += [f"voices-{n:02}" for n in range(VOICE_SHARDS)]
-    names += [f"more-{n:02}" for n in range(MORE_SHARDS)]
-    names += [f"alone-{n:02}" for n in range(ALONE_SHARDS)]
-    names += [f"neural-{n:02}" for n in range(NEURAL_SHARDS)]
+    names += [f"{kind}-{n:02}" for kind, said in SAID.items() for n in range(said.shards)]
     with ProcessPoolExecutor(processes) as pool:
         for name in pool.map(_write, [work] * len(names), names):
             print("shard", name, flush=True)

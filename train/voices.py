@@ -45,6 +45,16 @@ def _spoken_by(command: list[str], text: str = "") -> Samples:
         return read(out)
 
 
+def session(network: bytes) -> Any:
+    """Open the network of a voice, for one thread."""
+    import onnxruntime  # noqa: TID251 - a voice, not a model of ours
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(network, options)
+
+
 @cache
 def hibari_engine() -> Any:
     """Load Hibari, once."""
@@ -108,9 +118,9 @@ def kokoro(group: str | tuple[str, ...]) -> Callable[[str, float], Samples]:
     """Return the speaker for a group of Kokoro's voices."""
 
     def speak(text: str, speed: float) -> Samples:
-        from train import kokoro as synthesiser
+        from train.kokoro import spoken
 
-        return resampled(synthesiser.kokoro(group)(text, speed), synthesiser.SAMPLE_RATE)
+        return spoken(group, text, speed)
 
     return speak
 
