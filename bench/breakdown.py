@@ -28,10 +28,10 @@ class Profile:
     calls: dict[str, int] = field(default_factory=dict)
     total: float = 0.0
 
-    def add(self, name: str, seconds: float) -> None:
-        """Count one call."""
+    def add(self, name: str, seconds: float, calls: int = 1) -> None:
+        """Count calls that ran as one."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        self.calls[name] = self.calls.get(name, 0) + 1
+        self.calls[name] = self.calls.get(name, 0) + calls
 
     def rows(self, units: int) -> list[dict[str, Any]]:
         """Give seconds, calls and share of each function for one of ``units`` tokens, the longest first."""
@@ -73,16 +73,29 @@ def watched(model: Model) -> Iterator[Profile]:
 
 def _timed(call: Any, profile: Profile) -> Any:
     name = call.node.op if call.node.domain else "glue"
-    inner: Callable[..., Any] = call.run
     narrow: Callable[..., Any] | None = call.narrow
-
-    def run(*arguments: Any) -> Any:
-        began = time.perf_counter()
-        result = inner(*arguments)
-        profile.add(name, time.perf_counter() - began)
-        return result
+    join: Callable[..., Any] | None = call.join
 
     def narrowed(needed: Any) -> Any:
         return _timed(narrow(needed), profile) if narrow else None
 
-    return dataclasses.replace(call, run=run, narrow=narrowed if narrow else None)
+    def joined(parts: Any) -> Any:
+        run = join(parts) if join else None
+        return _timed_run(run, name, len(parts), profile) if run else None
+
+    return dataclasses.replace(
+        call,
+        run=_timed_run(call.run, name, 1, profile),
+        narrow=narrowed if narrow else None,
+        join=joined if join else None,
+    )
+
+
+def _timed_run(inner: Callable[..., Any], name: str, calls: int, profile: Profile) -> Any:
+    def run(*arguments: Any) -> Any:
+        began = time.perf_counter()
+        result = inner(*arguments)
+        profile.add(name, time.perf_counter() - began, calls)
+        return result
+
+    return run

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgegemma.engine.functions import Chunk
 from edgegemma.engine.graph import Graph, Node
+from edgegemma.engine.layers import Chunk
 from edgegemma.engine.session import EngineModel
 from edgegemma.kernels import threads as pool
 from edgegemma.package import Package

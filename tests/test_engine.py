@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgegemma.config import ModelConfig
 from edgegemma.engine import memory
+from edgegemma.engine.graphs import DECODER
 from edgegemma.engine.model import CHUNK, EXECUTORS, Cache, Model, open_model
 from edgegemma.engine.session import EngineModel
 from edgegemma.errors import EdgeGemmaError, InputError, UnsupportedError
@@ -200,7 +201,7 @@ def test_a_chunk_without_logits_leaves_the_tail_unrun(engine: EngineModel) -> No
 def test_a_chunk_without_logits_projects_per_layer_inputs_for_its_own_layers(
     engine: EngineModel,
 ) -> None:
-    part, whole = (engine.decoder_plan(logits).reads()["float"] for logits in (False, True))
+    part, whole = (engine.decoder_plan(logits).reads["float"] for logits in (False, True))
     assert part * TEXT.num_hidden_layers == whole * TEXT.first_shared_layer
 
 
@@ -208,8 +209,22 @@ def test_prefill_of_e2b_reads_under_31_percent_of_its_linears(tmp_path: Path) ->
     source = packages.TwoBit(packages.E2B, "codes")
     opened = open_model(packages.write(tmp_path / "e2b", source, packages.E2B), threads=1)
     assert isinstance(opened, EngineModel)
-    prefill, every = (opened.decoder_plan(logits).reads()["linear"] for logits in (False, True))
+    prefill, every = (opened.decoder_plan(logits).reads["linear"] for logits in (False, True))
     assert 0.28 * every < prefill <= 0.31 * every
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_layers_in_one_call_have_the_bits_of_layers_one_by_one(
+    folders: dict[str, Path], count: int
+) -> None:
+    opened = open_model(folders["codes"], threads=1)
+    assert isinstance(opened, EngineModel)
+    steps = opened.decoder_plan(logits=True)
+    assert len(steps.stretches) < len(steps.steps)
+    tokens = opened.embed(IDS[:count])
+    together = opened.forward(*tokens, opened.new_cache())
+    opened.passing.add(DECODER)  # weights are let go after each call, so each is one
+    np.testing.assert_array_equal(opened.forward(*tokens, opened.new_cache()), together)
 
 
 def test_calls_and_bytes_are_counted(folders: dict[str, Path]) -> None:
@@ -218,7 +233,7 @@ def test_calls_and_bytes_are_counted(folders: dict[str, Path]) -> None:
     embeds, per_layer = opened.embed(IDS)
     opened.forward(embeds, per_layer, opened.new_cache(), num_logits=1)
     assert opened.counters.calls == {"embed": 1, "prefill": 1, "logits": 1}
-    plans = [opened.decoder_plan(logits).reads() for logits in (False, True)]
+    plans = [opened.decoder_plan(logits).reads for logits in (False, True)]
     read_bytes = opened.counters.read_bytes
     assert read_bytes["linear"] == plans[0]["linear"] + plans[1]["linear"]
     assert read_bytes["head"] == plans[1]["head"]

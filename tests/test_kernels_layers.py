@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgegemma.errors import InputError
-from edgegemma.kernels import decoder, gather, kvcache, norms, rotary
+from edgegemma.kernels import decoder, gather, kvcache, norms, rotary, stack
 from edgegemma.kernels import reference_layers as reference
 from export import functions_text
 from tests.layers import F32, Maker, distance, shared
@@ -142,7 +142,7 @@ def run(
         if len(p):
             state = ple[p], cos[p], sin[p], int(p[0]), cache
             y = kernels.decoder_layer(x[p], *state, layer)
-            out.append(kernels.decoder_layer_shared(y, *state, shared(layer)))
+            out.append(kernels.decoder_layer(y, *state, shared(layer)))
     return np.concatenate(out)
 
 
@@ -162,7 +162,7 @@ def test_decoder_layers_agree_with_reference(
     hidden, width, heads, head_dim, window = sizes
     layer = make.decoder_layer(hidden, width, *heads, head_dim, window)
     x = make.rows(count, hidden)
-    got = run(decoder, make, layer, dtype, x, [])
+    got = run(stack, make, layer, dtype, x, [])
     want = run(reference, make, layer, dtype, x, [])
     tight = kind == "float" and dtype == "float32"
     assert np.abs(got - want).mean() <= (FLOAT_TOLERANCE if tight else CODE_TOLERANCE) * want.std()
@@ -182,17 +182,17 @@ def test_decoder_layers_have_the_same_bits_for_every_cut(
     hidden, width, heads, head_dim, window = sizes
     layer = make.decoder_layer(hidden, width, *heads, head_dim, window)
     x = make.rows(20, hidden)
-    whole = run(decoder, make, layer, dtype, x, [])
-    np.testing.assert_array_equal(run(decoder, make, layer, dtype, x, cuts), whole)
+    whole = run(stack, make, layer, dtype, x, [])
+    np.testing.assert_array_equal(run(stack, make, layer, dtype, x, cuts), whole)
 
 
 def test_a_row_of_nan_stays_in_its_row() -> None:
     make = Maker(9, "float")
     layer = make.decoder_layer(32, 16, 2, 1, 16, 4)
     x = make.rows(8, 32)
-    clean = run(decoder, make, layer, "float32", x, [])
+    clean = run(stack, make, layer, "float32", x, [])
     x[7] = np.nan
-    got = run(decoder, make, layer, "float32", x, [])
+    got = run(stack, make, layer, "float32", x, [])
     np.testing.assert_array_equal(got[:7], clean[:7])
     assert np.isnan(got[7]).all()
 
@@ -230,6 +230,6 @@ def test_a_layer_refuses_inputs_that_do_not_fit_it() -> None:
     x, ple = make.rows(2, 32), make.rows(2, 16)
     for wrong in ((x[:, 1:], ple, cos), (x, ple[:1], cos), (x, ple, cos[:, 1:])):
         with pytest.raises(InputError, match="decoder layer: got"):
-            decoder.decoder_layer(*wrong, cos, 0, cache, layer)
+            stack.decoder_layer(*wrong, cos, 0, cache, layer)
     with pytest.raises(InputError, match="float64"):
-        decoder.decoder_layer(x.astype(np.float64), ple, cos, cos, 0, cache, layer)
+        stack.decoder_layer(x.astype(np.float64), ple, cos, cos, 0, cache, layer)

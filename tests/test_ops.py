@@ -141,7 +141,7 @@ def test_a_plan_gives_its_outputs_and_what_it_reads() -> None:
     feeds = {"x": 1}
     assert chain().run(feeds, 100) == [402]
     assert feeds == {"x": 1}
-    assert chain().reads() == {"w": 30}
+    assert chain().reads == {"w": 30}
 
 
 def test_an_output_that_is_an_input_needs_no_step() -> None:
@@ -165,6 +165,39 @@ def test_a_call_runs_after_those_whose_cache_it_reads() -> None:
     ]
     plan.make(graph_of(nodes), calls, ["reads"]).run({})
     assert ran == ["writes", "reads"]
+
+
+def pair(between: str) -> plan.Plan:
+    """x → a → b, which may run as one; b's and perhaps ``between`` are wanted."""
+    nodes = [Node("L", "", "a", ("x",), ("a", "k"), {}), Node("L", "", "b", ("a", "y"), ("b",), {})]
+
+    def join(parts: tuple[Any, ...]) -> plan.Run:
+        return lambda values, state: [f"{values} by {parts}", "k of both"]
+
+    def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
+        return [f"{values} alone", "k"]
+
+    calls = [
+        plan.Call(nodes[0], ("x",), run, reads={"w": 1}, parts=(1,), join=join),
+        plan.Call(nodes[1], ("a", "y"), lambda v, s: run(v, s)[:1], parts=(2,), join=join),
+    ]
+    return plan.make(graph_of(nodes), calls, ["b", between])
+
+
+def test_two_calls_run_as_one_with_the_inputs_of_both() -> None:
+    assert pair("k").run({"x": "X", "y": "Y"}) == ["['X', 'Y'] by (1, 2)", "k of both"]
+    assert pair("k").reads == {"w": 1}
+
+
+def test_a_value_that_is_wanted_keeps_two_calls_apart() -> None:
+    assert pair("a").run({"x": "X", "y": "Y"})[1] == "['X'] alone"
+
+
+def test_calls_run_one_by_one_for_somebody_who_looks_after_each() -> None:
+    seen: list[str] = []
+    (first, _) = pair("k").run({"x": "X", "y": "Y"}, None, lambda: seen.append("step"))
+    assert "alone" in first
+    assert len(seen) == 2
 
 
 def test_opset_23_is_known_to_this_onnx() -> None:

@@ -79,7 +79,7 @@ def test_sound_takes_one_call_a_layer(engine: EngineModel) -> None:
 
 
 def test_a_token_reads_every_weight_once(engine: EngineModel) -> None:
-    reads = engine.decoder_plan(logits=True).reads()
+    reads = engine.decoder_plan(logits=True).reads
     tensors = engine.decoder_graph.tensors.values()
     stored = sum(len(t.data) if t.data is not None else t.length for t in tensors)
     assert sum(reads.values()) <= stored

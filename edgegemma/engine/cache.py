@@ -17,6 +17,7 @@ import numpy as np
 from edgegemma.engine.memory import zeros
 from edgegemma.errors import InputError
 from edgegemma.kernels.kvcache import KV
+from edgegemma.kernels.stack import HeldCache
 
 SLACK = 256  # positions; a chunk of prefill must fit, and a live hypothesis rolls back within it
 PAGE = 256  # positions of a full layer that are counted as one
@@ -61,6 +62,7 @@ class KVCache:
         self._written = 0  # one past the highest position whose row was overwritten
         self._touched = 0  # the highest that ``_written`` ever was
         self._slots = [_zeros(layout, self._rows(layout), kind) for layout in layouts]
+        self._held = [HeldCache(slot) for slot in self._slots]
 
     @property
     def length(self) -> int:
@@ -88,6 +90,10 @@ class KVCache:
     def slot(self, index: int) -> KV:
         """Give the arrays of an owning layer. Position p is in row ``p % capacity``."""
         return self._slots[index]
+
+    def held(self, index: int) -> HeldCache:
+        """Give the same, held for compiled code."""
+        return self._held[index]
 
     def reserve(self, count: int) -> None:
         """Make room for the next positions, before they are written.

@@ -82,7 +82,11 @@ def _split(attributes: Attributes, values: Sequence[Any]) -> Sequence[Array]:
     edges = np.cumsum(sizes)
     if sizes.min() < 1 or edges[-1] != data.shape[axis]:
         raise ValueError(f"split: got {sizes.tolist()}; want parts of {data.shape[axis]}")
-    return np.split(data, edges[:-1], axis)
+    before = (slice(None),) * (axis % data.ndim)
+    return [
+        data[(*before, slice(stop - size, stop))]
+        for size, stop in zip(sizes.tolist(), edges.tolist(), strict=True)
+    ]
 
 
 def _squeeze(attributes: Attributes, values: Sequence[Array]) -> Sequence[Array]:

@@ -6,8 +6,9 @@ never reaches the layers that share K/V, the last norm or the head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,12 @@ class Call:
         Floats of scratch that the kernel takes for each position, about.
     narrow : callable or None
         From the names of values that are taken later to a call that gives no more than those need.
+    parts : tuple
+        What the call consists of, if it may run as one with the call after it.
+    join : callable or None
+        From the parts of calls of which each takes the first output of the one before as its first input, to what runs them
+        all: from the inputs of the first and the other inputs of the rest to the first output of the last and the other
+        outputs of all. None if they do not go together.
     """
 
     node: Node
@@ -51,6 +58,8 @@ class Call:
     row_bytes: int = 0
     width: int = 0
     narrow: Callable[[Set[str]], Call] | None = None
+    parts: tuple[Any, ...] = ()
+    join: Callable[[tuple[Any, ...]], Run | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,10 +72,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps that give some outputs of a graph."""
+    """Steps that give some outputs of a graph.
+
+    Attributes
+    ----------
+    name : the graph's
+    steps : one for each call
+    stretches : the same with calls joined that can run as one
+    outputs : names of values
+    """
 
     name: str
     steps: tuple[Step, ...]
+    stretches: tuple[Step, ...]
     outputs: tuple[str, ...]
 
     def run(
@@ -81,7 +99,7 @@ class Plan:
         state : object
             Handed to every call: the cache and the positions of a decoder's chunk.
         after : callable, optional
-            Called when a step is done.
+            Called when a step is done; steps are not joined then.
 
         Returns
         -------
@@ -89,7 +107,7 @@ class Plan:
             The plan's outputs, in its order.
         """
         values = dict(feeds)
-        for step in self.steps:
+        for step in self.steps if after else self.stretches:
             call = step.call
             given = [values[name] if name else None for name in call.inputs]
             results = call.run(given, state)
@@ -100,13 +118,10 @@ class Plan:
                 after()
         return [values[name] for name in self.outputs]
 
-    def reads(self) -> dict[str, int]:
+    @functools.cached_property
+    def reads(self) -> Mapping[str, int]:
         """Bytes of weights that one run reads, by kind."""
-        total: dict[str, int] = {}
-        for step in self.steps:
-            for kind, size in step.call.reads.items():
-                total[kind] = total.get(kind, 0) + size
-        return total
+        return _summed(step.call.reads for step in self.steps)
 
 
 def make(graph: Graph, calls: Sequence[Call], outputs: Sequence[str]) -> Plan:
@@ -122,7 +137,45 @@ def make(graph: Graph, calls: Sequence[Call], outputs: Sequence[str]) -> Plan:
         frees = tuple(sorted(touched - alive))
         alive |= touched
         steps.append(Step(call, frees))
-    return Plan(graph.name, tuple(reversed(steps)), tuple(outputs))
+    steps.reverse()
+    return Plan(graph.name, tuple(steps), tuple(_joined(steps)), tuple(outputs))
+
+
+def _joined(steps: Sequence[Step]) -> list[Step]:
+    joined: list[Step] = []
+    for step in steps:
+        both = _both(joined[-1], step) if joined else None
+        if both:
+            joined[-1] = both
+        else:
+            joined.append(step)
+    return joined
+
+
+def _both(first: Step, second: Step) -> Step | None:
+    """Make one step of two, if the second takes what the first gives, and nobody else does."""
+    one, other = first.call, second.call
+    value, *rest = one.node.outputs
+    if not (one.join and other.parts and other.inputs[0] == value and value in second.frees):
+        return None
+    parts = one.parts + other.parts
+    run = one.join(parts)
+    if run is None:
+        return None
+    node = replace(one.node, outputs=(other.node.outputs[0], *rest, *other.node.outputs[1:]))
+    inputs = one.inputs + other.inputs[1:]
+    reads = _summed((one.reads, other.reads))
+    frees = sorted({*first.frees, *second.frees} - {value})
+    call = replace(one, node=node, inputs=inputs, run=run, reads=reads, parts=parts)
+    return Step(call, tuple(frees))
+
+
+def _summed(reads: Iterable[Mapping[str, int]]) -> Mapping[str, int]:
+    total: dict[str, int] = {}
+    for one in reads:
+        for kind, size in one.items():
+            total[kind] = total.get(kind, 0) + size
+    return total
 
 
 def glue(graph: Graph, package: Package, node: Node) -> Call:

@@ -10,9 +10,10 @@ import numpy as np
 
 from edgegemma.engine import abi, budget, graphs, plan
 from edgegemma.engine.cache import SLACK, Kind, KVCache, Layout
-from edgegemma.engine.functions import OWNERS, Chunk, bind
+from edgegemma.engine.functions import bind
 from edgegemma.engine.graph import Graph
 from edgegemma.engine.graphs import AUDIO, DECODER, EMBED
+from edgegemma.engine.layers import OWNERS, Chunk
 from edgegemma.engine.model import CHUNK, F32, FRAMES, I64, AudioState, Cache, Model
 from edgegemma.engine.values import exact, rows
 from edgegemma.errors import InputError, PackageError
@@ -97,7 +98,7 @@ class EngineModel(Model):
         # Numba keeps the number for each calling thread.
         pool.use(self.prefill_threads if several else self.threads)
         steps = self._programs[name].plan(outputs)
-        self.counters.read_bytes.update(steps.reads())
+        self.counters.read_bytes.update(steps.reads)
         # The numbers are the package's: an infinite product is its business, not worth a warning.
         with pool.lock, np.errstate(all="ignore"):
             after = partial(self._let_go, name) if name in self.passing else None

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
 from edgegemma.kernels.attention import _attend
-from edgegemma.kernels.kvcache import KV, _append, check_cache
+from edgegemma.kernels.kvcache import _append
 from edgegemma.kernels.linear import FloatMatrix, Matrix, _linear
-from edgegemma.kernels.norms import _add_rms, _copy, _gelu_gate, _rms, _rms_plain, _scale, _softcap
+from edgegemma.kernels.norms import _add_rms, _gelu_gate, _rms, _rms_plain, _scale, _softcap
 from edgegemma.kernels.rotary import _rotate
 
 F32 = NDArray[np.float32]
@@ -82,40 +82,6 @@ class DecoderLayerSharedWeights(NamedTuple):
     v_cache_scale: float
 
 
-def decoder_layer(
-    x: F32, ple: F32, cos: F32, sin: F32, position: int, cache: KV, layer: DecoderLayerWeights
-) -> F32:
-    """Run a layer that owns its K/V: write the chunk's into the cache, attend, feed forward.
-
-    Parameters
-    ----------
-    x : float32 [S, H]
-    ple : float32 [S, P], this layer's per-layer inputs
-    cos, sin : float32 [S, D/2], of the chunk's positions
-    position : that of ``x[0]``
-    cache : this layer's; written to
-    layer : trusted; whoever binds it has checked its shapes
-
-    Returns
-    -------
-    float32 [S, H]
-    """
-    x, ple, cos, sin = _checked(x, ple, cos, sin, position, cache, layer)
-    out = np.empty_like(x)
-    _decoder_layer(x, ple, cos, sin, position, cache, layer, out)
-    return out
-
-
-def decoder_layer_shared(
-    x: F32, ple: F32, cos: F32, sin: F32, position: int, cache: KV, layer: DecoderLayerSharedWeights
-) -> F32:
-    """Run a layer that reads another layer's cache, which holds the chunk already; see `decoder_layer`."""
-    x, ple, cos, sin = _checked(x, ple, cos, sin, position, cache, layer)
-    out = np.empty_like(x)
-    _decoder_layer_shared(x, ple, cos, sin, position, cache, layer, out)
-    return out
-
-
 def head(x: F32, norm: F32, w: Matrix, softcap: float, eps: float) -> F32:
     """Compute capped logits; see ``reference_layers.head``.
 
@@ -175,38 +141,31 @@ def matrix_shape(w: Matrix) -> tuple[int, int]:
     return w.codes.shape[0], w.codes.shape[1] * 8 // w.bits
 
 
-def _checked(
-    x: F32,
-    ple: F32,
-    cos: F32,
-    sin: F32,
-    position: int,
-    cache: KV,
-    layer: DecoderLayerWeights | DecoderLayerSharedWeights,
-) -> tuple[F32, F32, F32, F32]:
-    """Check what changes from call to call and give the arrays contiguous."""
-    check_cache("decoder layer", cache, position, len(x), layer.window)
-    half = (len(x), layer.head_dim // 2)
-    width = matrix_shape(layer.per_layer_input_gate)[0]
-    if x.ndim != 2 or x.shape[1] != layer.input_layernorm.size or ple.shape != (len(x), width):
-        raise InputError(f"decoder layer: got x {x.shape}, per-layer input {ple.shape}")
-    if cos.shape != half or sin.shape != half:
-        raise InputError(f"decoder layer: got cos {cos.shape}, sin {sin.shape}; want {half}")
-    if cache.keys.shape[1:] != (layer.kv_heads, layer.head_dim):
-        raise InputError(f"decoder layer: got a cache of {cache.keys.shape} for this layer's heads")
-    for array in (x, ple, cos, sin):
-        if array.dtype != np.float32:
-            raise InputError(f"decoder layer: got {array.dtype}; want float32")
-    contiguous = np.ascontiguousarray
-    return contiguous(x), contiguous(ple), contiguous(cos), contiguous(sin)
-
-
 @njit(cache=True)
-def _decoder_layer(x, ple, cos, sin, position, cache, w, out):  # type: ignore[no-untyped-def]
-    n = np.empty_like(x)
+def _decoder_layer(x, ple, cos, sin, position, cache, w):  # type: ignore[no-untyped-def]
+    """Run a layer on x in place: write the chunk's keys and values if it owns some, attend, feed forward."""
+    n, y = np.empty_like(x), np.empty_like(x)
     _rms(x, w.input_layernorm, w.eps, n)
-    _write_own(n, cos, sin, position, cache, w)
-    _rest(x, n, ple, cos, sin, position, cache, w, out)
+    _own(n, cos, sin, position, cache, w)
+    _attention(x, n, cos, sin, position, cache, w, y)
+    _feed_forward(x, n, y, w)
+    _per_layer_block(x, ple, y, w)
+
+
+def _own(n: Any, cos: Any, sin: Any, position: Any, cache: Any, w: Any) -> None:
+    """Do `_write_own` where a layer owns keys and values."""
+    raise NotImplementedError
+
+
+@overload(_own)
+def _overload_own(n, cos, sin, position, cache, w):  # type: ignore[no-untyped-def]
+    if "k_proj" not in w.instance_class._fields:
+        return lambda n, cos, sin, position, cache, w: None
+
+    def own(n, cos, sin, position, cache, w):  # type: ignore[no-untyped-def]
+        _write_own(n, cos, sin, position, cache, w)
+
+    return own
 
 
 @njit(inline="always")
@@ -242,25 +201,9 @@ def _overload_values(n, w, raw):  # type: ignore[no-untyped-def]
     return own
 
 
-@njit(cache=True)
-def _decoder_layer_shared(x, ple, cos, sin, position, cache, w, out):  # type: ignore[no-untyped-def]
-    n = np.empty_like(x)
-    _rms(x, w.input_layernorm, w.eps, n)
-    _rest(x, n, ple, cos, sin, position, cache, w, out)
-
-
 @njit(inline="always")
-def _rest(x, n, ple, cos, sin, position, cache, w, out):  # type: ignore[no-untyped-def]
-    """Do what follows the keys and values: query, attention, feed-forward, per-layer block."""
-    y = np.empty_like(x)
-    _attention(x, n, cos, sin, position, cache, w, y, out)
-    _feed_forward(out, n, y, w)
-    _per_layer_block(out, ple, y, w)
-
-
-@njit(inline="always")
-def _attention(x, n, cos, sin, position, cache, w, y, out):  # type: ignore[no-untyped-def]
-    """Write x and what its normalized rows n see in the cache to out; y is scratch."""
+def _attention(x, n, cos, sin, position, cache, w, y):  # type: ignore[no-untyped-def]
+    """Add to x what its normalized rows n see in the cache; y is scratch."""
     count, d = x.shape[0], w.head_dim
     raw = np.empty((count, w.heads * d), np.float32)
     query = np.empty_like(raw)
@@ -270,8 +213,7 @@ def _attention(x, n, cos, sin, position, cache, w, y, out):  # type: ignore[no-u
     _rotate(queries, cos, sin)
     _attend(queries, cache, position, w.window, raw.reshape((count, w.heads, d)))
     _linear(raw, w.o_proj, y)
-    _copy(x, out)
-    _add_rms(out, y, w.post_attention_layernorm, w.eps, 1.0)
+    _add_rms(x, y, w.post_attention_layernorm, w.eps, 1.0)
 
 
 @njit(inline="always")

@@ -54,10 +54,13 @@ def append(
 
 
 def check_cache(where: str, cache: KV, position: int, count: int, window: int) -> None:
-    """Refuse a cache whose arrays disagree, or too small for ``count`` rows from ``position`` on.
+    """Refuse a cache whose arrays disagree, or too small for ``count`` rows from ``position`` on."""
+    check_entries(where, cache)
+    check_room(where, len(cache.keys), position, count, window)
 
-    A chunk is written before it attends: its first query still needs the ``window - 1`` rows before it.
-    """
+
+def check_entries(where: str, cache: KV) -> None:
+    """Refuse a cache whose arrays disagree."""
     capacity, kv_heads = cache.keys.shape[:2]
     scales = (capacity, kv_heads) if cache.keys.dtype == np.int8 else (0, 0)
     sound = (
@@ -72,6 +75,13 @@ def check_cache(where: str, cache: KV, position: int, count: int, window: int) -
             f"{where}: got keys {cache.keys.dtype} {cache.keys.shape}, values {cache.values.dtype} "
             f"{cache.values.shape}, scales {cache.key_scale.shape}; want matching float32 or int8"
         )
+
+
+def check_room(where: str, capacity: int, position: int, count: int, window: int) -> None:
+    """Refuse a cache too small for ``count`` rows from ``position`` on.
+
+    A chunk is written before it attends: its first query still needs the ``window - 1`` rows before it.
+    """
     fits = position + count <= capacity or (window > 0 and window - 1 + count <= capacity)
     if position < 0 or not fits:
         raise InputError(

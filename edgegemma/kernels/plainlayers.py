@@ -174,21 +174,22 @@ def decoder_layer_plain(
         raise InputError(f"decoder layer: got a cache of {cache.keys.shape} for this layer's heads")
     if {array.dtype for array in (x, cos, sin)} != {np.dtype(np.float32)}:
         raise InputError("decoder layer: got other numbers than float32")
-    x, cos, sin = (np.ascontiguousarray(array) for array in (x, cos, sin))
-    out = np.empty_like(x)
-    return out, _decoder_layer_plain(x, cos, sin, position, cache, layer, out)
+    cos, sin = np.ascontiguousarray(cos), np.ascontiguousarray(sin)
+    out = np.array(x, order="C")
+    return out, _decoder_layer_plain(out, cos, sin, position, cache, layer)
 
 
 @njit(cache=True)
-def _decoder_layer_plain(x, cos, sin, position, cache, w, out):  # type: ignore[no-untyped-def]
+def _decoder_layer_plain(x, cos, sin, position, cache, w):  # type: ignore[no-untyped-def]
+    """Run a layer on x in place; give the number of experts whose weights were read."""
     n, y = np.empty_like(x), np.empty_like(x)
     _rms(x, w.input_layernorm, w.eps, n)
     _write_own(n, cos, sin, position, cache, w)
-    _attention(x, n, cos, sin, position, cache, w, y, out)
-    _gated(out, n, y, w)
-    used = _beside(out, n, y, w)
-    _add_rms(out, y, w.post_feedforward_layernorm, w.eps, 1.0)
-    _scale(out, w.layer_scalar[0])
+    _attention(x, n, cos, sin, position, cache, w, y)
+    _gated(x, n, y, w)
+    used = _beside(x, n, y, w)
+    _add_rms(x, y, w.post_feedforward_layernorm, w.eps, 1.0)
+    _scale(x, w.layer_scalar[0])
     return used
 
 

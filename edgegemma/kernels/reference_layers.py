@@ -136,40 +136,27 @@ def attend(q: F32, cache: KV, position: int, window: int) -> F32:
 
 
 def decoder_layer(
-    x: F32, ple: F32, cos: F32, sin: F32, position: int, cache: KV, layer: DecoderLayerWeights
-) -> F32:
-    """One decoder layer that owns its K/V: writes the chunk's, then attends."""
-    n = rms_norm(x, layer.input_layernorm, layer.eps)
-    shape = len(x), layer.kv_heads, layer.head_dim
-    key = rms_norm(linear(n, layer.k_proj).reshape(shape), layer.k_norm, layer.eps)
-    value = rms_norm(linear(n, layer.v_proj).reshape(shape), None, layer.eps)
-    append(rotate(key, cos, sin), value, position, cache, layer.k_cache_scale, layer.v_cache_scale)
-    return _rest(x, n, ple, cos, sin, position, cache, layer)
-
-
-def decoder_layer_shared(
-    x: F32, ple: F32, cos: F32, sin: F32, position: int, cache: KV, layer: DecoderLayerSharedWeights
-) -> F32:
-    """One decoder layer that reads another's K/V."""
-    n = rms_norm(x, layer.input_layernorm, layer.eps)
-    return _rest(x, n, ple, cos, sin, position, cache, layer)
-
-
-def _rest(
     x: F32,
-    n: F32,
     ple: F32,
     cos: F32,
     sin: F32,
     position: int,
     cache: KV,
-    w: DecoderLayerWeights | DecoderLayerSharedWeights,
+    layer: DecoderLayerWeights | DecoderLayerSharedWeights,
 ) -> F32:
-    x = attention(x, n, cos, sin, position, cache, w)
-    x = add_rms_norm(x, feed_forward(x, w), w.post_feedforward_layernorm, w.eps)
-    gated = gelu_gate(linear(x, w.per_layer_input_gate), ple)
-    y = linear(gated, w.per_layer_projection)
-    return add_rms_norm(x, y, w.post_per_layer_input_norm, w.eps) * w.layer_scalar
+    """One decoder layer: writes the chunk's K/V if it owns some, then attends; then its other two blocks."""
+    n = rms_norm(x, layer.input_layernorm, layer.eps)
+    if isinstance(layer, DecoderLayerWeights):
+        shape = len(x), layer.kv_heads, layer.head_dim
+        key = rms_norm(linear(n, layer.k_proj).reshape(shape), layer.k_norm, layer.eps)
+        value = rms_norm(linear(n, layer.v_proj).reshape(shape), None, layer.eps)
+        scales = layer.k_cache_scale, layer.v_cache_scale
+        append(rotate(key, cos, sin), value, position, cache, *scales)
+    x = attention(x, n, cos, sin, position, cache, layer)
+    x = add_rms_norm(x, feed_forward(x, layer), layer.post_feedforward_layernorm, layer.eps)
+    gated = gelu_gate(linear(x, layer.per_layer_input_gate), ple)
+    y = linear(gated, layer.per_layer_projection)
+    return add_rms_norm(x, y, layer.post_per_layer_input_norm, layer.eps) * layer.layer_scalar
 
 
 def attention(x: F32, n: F32, cos: F32, sin: F32, position: int, cache: KV, w: Any) -> F32:

@@ -1,0 +1,107 @@
+"""Tuples of arrays and numbers, kept in memory as compiled code has them.
+
+Taking the forty arrays of a layer's weights apart costs a call from Python some ten microseconds, and several times that
+while weights stream through the caches. A tuple that is `Held` was taken apart once: compiled code finds it at its address.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, typeof, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+
+class Held:
+    """A tuple in memory.
+
+    Parameters
+    ----------
+    values : NamedTuple of arrays, numbers and such tuples
+        Kept alive; `opened` gives it back to compiled code.
+
+    Attributes
+    ----------
+    values : the tuple
+    address : int, where it is
+    kind : Numba's type of it; values of one kind have the same object here
+    """
+
+    def __init__(self, values: NamedTuple) -> None:
+        self.values, self.kind = values, typeof(values)
+        self._room = np.empty(_hold(values, np.empty(0, np.uint8)), np.uint8)
+        _hold(values, self._room)
+        self.address = int(self._room.ctypes.data)
+
+
+@njit(cache=True)
+def _hold(values, room):  # type: ignore[no-untyped-def]
+    """Write values to the room, if it is large enough; give the bytes they take."""
+    size = _size(values)
+    if room.size >= size:
+        _write(values, room)
+    return size
+
+
+def _size_intrinsic(_context, values):  # type: ignore[no-untyped-def]
+    """Give the bytes of a value in memory."""
+
+    def codegen(context: Any, b: Any, signature: Any, _args: Any) -> Any:
+        kind = context.get_value_type(signature.args[0])
+        return ir.Constant(ir.IntType(64), context.get_abi_sizeof(kind))
+
+    return types.int64(values), codegen
+
+
+def _write_intrinsic(_context, values, room):  # type: ignore[no-untyped-def]
+    """Write a value to an array of bytes, without the counts of who uses its arrays: `Held` keeps them alive."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        bare = _uncounted(context, b, signature.args[0], args[0])
+        data = context.make_array(signature.args[1])(context, b, args[1]).data
+        b.store(bare, b.bitcast(data, bare.type.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(values, room), codegen
+
+
+def _uncounted(context: Any, b: Any, kind: Any, value: Any) -> Any:
+    parts = kind
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, b, value)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        array.parent = cgutils.get_null_value(array.parent.type)
+        return array._getvalue()
+    if isinstance(kind, types.BaseTuple):
+        for i, part in enumerate(parts):
+            bare = _uncounted(context, b, part, b.extract_value(value, i))
+            value = b.insert_value(value, bare, i)
+    return value
+
+
+def _opened_intrinsic(_context, like, address):  # type: ignore[no-untyped-def]
+    """Give the value that is held at an address; it is of the type of ``like``."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        kind = context.get_value_type(signature.args[0])
+        return b.load(b.inttoptr(args[1], kind.as_pointer()))
+
+    return like(like, types.int64), codegen
+
+
+def _floats_intrinsic(_context, address):  # type: ignore[no-untyped-def]
+    """Give an address as that of float32 numbers."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(types.int64), codegen
+
+
+_size: Any = intrinsic(_size_intrinsic)
+_write: Any = intrinsic(_write_intrinsic)
+opened: Any = intrinsic(_opened_intrinsic)
+floats: Any = intrinsic(_floats_intrinsic)

@@ -1,0 +1,61 @@
+"""Tuples that are held in memory for compiled code."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import numpy as np
+from numba import njit
+from numba.np.numpy_support import carray
+
+from edgegemma.kernels.held import Held, floats, opened
+from edgegemma.kernels.linear import CodeMatrix
+
+
+@njit
+def total(like, address):  # type: ignore[no-untyped-def]
+    """Add up everything that is held at an address."""
+    held = opened(like, address)
+    return held.codes.sum() + held.scale.sum() + held.activation.sum() + held.bits + held.block
+
+
+@njit
+def second_row(address):  # type: ignore[no-untyped-def]
+    """Give row 1 of a float32 [2, 3] array at an address."""
+    return carray(floats(address), (2, 3))[1].copy()
+
+
+def example(seed: int) -> CodeMatrix:
+    codes = np.random.default_rng(seed).integers(0, 9, (3, 5)).astype(np.uint8)
+    codes.flags.writeable = False
+    return CodeMatrix(codes, np.full((2, 1), 0.5, np.float32), np.zeros(2, np.float32), seed, 16)
+
+
+def test_compiled_code_finds_what_is_held_at_its_address() -> None:
+    first, second = example(1), example(2)
+    assert total(first, Held(second).address) == second.codes.sum() + 1 + 2 + 16
+
+
+def test_values_of_one_type_are_of_one_kind() -> None:
+    first, second = Held(example(1)), Held(example(2))
+    assert first.kind is second.kind
+    writable = second.values._replace(codes=np.zeros((3, 5), np.uint8))
+    assert Held(writable).kind is not first.kind
+
+
+def test_holding_and_opening_leave_no_reference_behind() -> None:
+    values = example(3)
+    before = sys.getrefcount(values.codes)
+    held = Held(values)
+    for _ in range(5):
+        total(values, held.address)
+    del held
+    gc.collect()
+    after = sys.getrefcount(values.codes)
+    assert after == before
+
+
+def test_floats_are_read_where_they_are() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(second_row(array.ctypes.data), [3, 4, 5])
