@@ -14,9 +14,9 @@ from dataclasses import dataclass
 WEIGHTS = {
     "real": 0.18,
     "joined": 0.12,
-    "hibari": 0.16,
-    "other voices": 0.22,
-    "neural": 0.16,
+    "hibari": 0.12,
+    "other voices": 0.18,
+    "neural": 0.24,
     "alone": 0.08,
     "silence": 0.04,
     "aligned": 0.04,

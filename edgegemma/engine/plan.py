@@ -181,11 +181,13 @@ def _summed(reads: Iterable[Mapping[str, int]]) -> Mapping[str, int]:
 def glue(graph: Graph, package: Package, node: Node) -> Call:
     """Make an op ready to run; inputs that are constants are bound."""
     op, attributes = OPS[node.op], node.attributes
-    constants = {
-        i: graph.tensors[name].array(package)
-        for i, name in enumerate(node.inputs)
-        if name in graph.tensors
-    }
+    given = {one.outputs[0]: one for one in graph.nodes if one.op == "Constant" and not one.domain}
+    constants: dict[int, Any] = {}
+    for i, name in enumerate(node.inputs):
+        if name in graph.tensors:
+            constants[i] = graph.tensors[name].array(package)
+        elif name in given:
+            (constants[i],) = glue(graph, package, given[name]).run((), None)
     names = tuple(name for i, name in enumerate(node.inputs) if i not in constants)
     places = [i for i in range(len(node.inputs)) if i not in constants]
 
