@@ -93,6 +93,12 @@ def test_the_rate_falls_to_nothing_for_the_tower_and_for_the_decoder_in_every_cy
         assert settings.rate(decoder - 1) < 0.01 * peak
 
 
+def test_the_steps_at_which_a_cycle_ends_are_known() -> None:
+    settings = Settings(cycles=(100, 60))
+    ended = {step: settings.ended(step) for step in range(settings.steps + 1)}
+    assert {step: cycle for step, cycle in ended.items() if cycle is not None} == {100: 0, 160: 1}
+
+
 def test_tower_and_decoder_take_turns_and_what_has_begun_goes_on() -> None:
     settings = Settings(cycles=(100, 100))
     stages = "".join(settings.stage(step)[0] for step in range(settings.steps))

@@ -8,12 +8,15 @@ busy machine that wastes far less than threads that wait for each other in every
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -296,8 +299,8 @@ class Run:
             if self.seconds - saved > 60 * self.settings.save_minutes or self._done:
                 saved = self.seconds
                 self.save()
-            if self.step == self.settings.cycles[0]:
-                self.save("cycle-0.pt")
+            if (cycle := self.settings.ended(self.step)) is not None:
+                self.save(f"cycle-{cycle}.pt")
             if self.step % self.settings.evaluate_steps == 0 or self._done:
                 self.evaluate()
                 self._started = time.monotonic()
@@ -306,6 +309,7 @@ class Run:
 
 
 def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
@@ -316,6 +320,14 @@ def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
     )
     Run(work, Tokenizer.from_str(tokenizer), settings, rank).train()
     distributed.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it was killed: nobody else would."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def fit(work: Path, tokenizer: Tokenizer, settings: Settings) -> None:

@@ -23,6 +23,7 @@ from train.features import Shard
 from train.lean import speed_up
 from train.loop import saved_model
 from train.recordings import divided, prompts
+from train.schedule import Settings
 from train.tokens import ANSWER_TRANSLATED, INSTRUCTION_SPANISH, INSTRUCTION_TRANSLATE
 from train.translations import chrf
 from train.voices import SAMPLE_RATE
@@ -118,9 +119,8 @@ STATES: dict[str, tuple[str, str, Written]] = {
     "decoder, float": ("listening.pt", "", transcribe),
     "decoder, rounded": ("listening.pt", "language_model", transcribe),
     "decoder, trained with its bits": ("cycle-0.pt", "", transcribe),
-    "tower, after another cycle": ("tower-1.pt", "", heard),
 }
-"""What is measured of the states that a run keeps: the file, the part to be rounded first, who writes down."""
+"""What is measured of the states that the first cycle keeps: the file, the part to be rounded first, who writes down."""
 
 
 def by_precision(work: Path, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -131,8 +131,12 @@ def by_precision(work: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     those of the rounding alone. States that an older run has not kept are left out.
     """
     shard = Shard(work / "shards" / "held-out")
-    found = {}
-    for row, (name, rounded, written) in STATES.items():
+    found, states, cycles = {}, dict(STATES), len(Settings().cycles)
+    for cycle in range(1, cycles):
+        states[f"tower, cycle {cycle + 1}"] = (f"tower-{cycle}.pt", "", heard)
+        if cycle + 1 < cycles:
+            states[f"decoder, cycle {cycle + 1}"] = (f"cycle-{cycle}.pt", "", transcribe)
+    for row, (name, rounded, written) in states.items():
         if not (work / "run" / name).exists():
             continue
         model = saved_model(work, name)
@@ -185,7 +189,7 @@ def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
         )
     report["held-out by precision"] = {
         **by_precision(work, tokenizer),
-        "decoder, after another cycle": report["sets"]["held-out"],
+        f"decoder, cycle {len(Settings().cycles)}": report["sets"]["held-out"],
     }
     (checkpoint / "eval.json").write_text(json.dumps(report, indent=1) + "\n")
     return report

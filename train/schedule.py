@@ -2,14 +2,15 @@
 
 The tower learns phones of known time, then phones and words by CTC; then it is quantised and finished while the rate
 falls; the decoder learns from its soft tokens; at the end the decoder is quantised, while the rate falls again. Then
-both take another turn, with their bits and at half the rate: a decoder that has learnt to listen makes use of a better tower.
-A finished run can be made longer by another cycle.
+both take another turn, with their bits and at half the rate, and one more at a third of it: a decoder that has learnt to
+listen makes use of a better tower. A finished run can be made longer by another cycle.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 WEIGHTS = {
     "real": 0.18,
@@ -30,7 +31,7 @@ ALIGNED = {"aligned": 0.95, "silence": 0.05}
 class Settings:
     """What a run is told."""
 
-    cycles: tuple[int, ...] = (13_000, 6_600)  # steps of each
+    cycles: tuple[int, ...] = (13_000, 6_600, 3_600)  # steps of each
     # Shares of a cycle's steps; what begins in the first cycle goes on in those after it:
     timed_until: float = 0.02  # until when only phones of known time are learnt
     stem_until: float = 0.3  # until when the convolutions are trained, the slowest part
@@ -61,6 +62,11 @@ class Settings:
             step -= self.cycles[number]
             number += 1
         return number, step / self.cycles[number]
+
+    def ended(self, step: int) -> int | None:
+        """Give the number of the cycle that is done after so many steps, if one just is."""
+        ends = list(accumulate(self.cycles))
+        return ends.index(step) if step in ends else None
 
     def reached(self, share: float, step: int) -> bool:
         """Tell whether a share of the first cycle's steps is done."""
