@@ -167,9 +167,12 @@ def test_a_call_runs_after_those_whose_cache_it_reads() -> None:
     assert ran == ["writes", "reads"]
 
 
-def pair(between: str) -> plan.Plan:
-    """x → a → b, which may run as one; b's and perhaps ``between`` are wanted."""
-    nodes = [Node("L", "", "a", ("x",), ("a", "k"), {}), Node("L", "", "b", ("a", "y"), ("b",), {})]
+def pair(between: str, beside: str = "y") -> plan.Plan:
+    """x → a → b, which may run as one; b takes ``beside`` too, and b and ``between`` are wanted."""
+    nodes = [
+        Node("L", "", "a", ("x",), ("a", "k"), {}),
+        Node("L", "", "b", ("a", beside), ("b",), {}),
+    ]
 
     def join(parts: tuple[Any, ...]) -> plan.Run:
         return lambda values, state: [f"{values} by {parts}", "k of both"]
@@ -179,7 +182,7 @@ def pair(between: str) -> plan.Plan:
 
     calls = [
         plan.Call(nodes[0], ("x",), run, reads={"w": 1}, parts=(1,), join=join),
-        plan.Call(nodes[1], ("a", "y"), lambda v, s: run(v, s)[:1], parts=(2,), join=join),
+        plan.Call(nodes[1], ("a", beside), lambda v, s: run(v, s)[:1], parts=(2,), join=join),
     ]
     return plan.make(graph_of(nodes), calls, ["b", between])
 
@@ -191,6 +194,11 @@ def test_two_calls_run_as_one_with_the_inputs_of_both() -> None:
 
 def test_a_value_that_is_wanted_keeps_two_calls_apart() -> None:
     assert pair("a").run({"x": "X", "y": "Y"})[1] == "['X'] alone"
+
+
+@pytest.mark.parametrize("beside", ["a", "k"])
+def test_a_value_that_is_taken_beside_the_first_keeps_two_calls_apart(beside: str) -> None:
+    assert pair("b", beside).run({"x": "X"})[0].endswith("alone")
 
 
 def test_calls_run_one_by_one_for_somebody_who_looks_after_each() -> None:

@@ -153,10 +153,12 @@ def _joined(steps: Sequence[Step]) -> list[Step]:
 
 
 def _both(first: Step, second: Step) -> Step | None:
-    """Make one step of two, if the second takes what the first gives, and nobody else does."""
+    """Make one step of two, if the second takes what the first gives, as its first input alone, and nobody else does."""
     one, other = first.call, second.call
     value, *rest = one.node.outputs
     if not (one.join and other.parts and other.inputs[0] == value and value in second.frees):
+        return None
+    if set(one.node.outputs).intersection(other.inputs[1:]):
         return None
     parts = one.parts + other.parts
     run = one.join(parts)
