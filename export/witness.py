@@ -83,14 +83,16 @@ def compare(recorder: Recorder, path: Path) -> Iterator[Difference]:
 
 
 def _call(source: ModelProto, node: NodeProto, seen: Seen) -> ModelProto:
-    """Make a model of one node with the weights it names, inlined down to its linears.
+    """Make a model of one node with the weights and constants it names, inlined down to its linears.
 
     Its outputs are the node's, and what each linear takes and gives.
     """
     weights = [tensor for tensor in source.graph.initializer if tensor.name in node.input]
     kinds = {name: array.dtype for name, array in seen.outputs[0].items()}
     inputs = {name: array.dtype for name, array in seen.inputs[0].items()}
-    graph = helper.make_graph([node], "call", _values(inputs), _values(kinds), weights)
+    bound = [one for one in source.graph.node if one.op_type == "Constant"]
+    nodes = [*(one for one in bound if one.output[0] in node.input), node]
+    graph = helper.make_graph(nodes, "call", _values(inputs), _values(kinds), weights)
     functions = [_spelled_out(function) for function in source.functions]
     model = helper.make_model(
         graph,

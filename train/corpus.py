@@ -73,7 +73,7 @@ class Said(NamedTuple):
 SAID = {
     "voices": Said(10, 0, SHARES),
     "more": Said(6, 50_000, MORE_SHARES),
-    "neural": Said(6, 60_000, NEURAL_SHARES),
+    "neural": Said(2, 60_000, NEURAL_SHARES),
     "alone": Said(3, 70_000, ALONE_SHARES, ALONE),
 }
 TRAINING = ("real", "joined", *(f"{kind}-*" for kind in SAID), "silence", "aligned-*")

@@ -2,8 +2,8 @@
 
 The tower learns phones of known time, then phones and words by CTC; then it is quantised and finished while the rate
 falls; the decoder learns from its soft tokens; at the end the decoder is quantised, while the rate falls again. Then
-both take another turn, with their bits and at half the rate, and one more at a third of it: a decoder that has learnt to
-listen makes use of a better tower. A finished run can be made longer by another cycle.
+both take another turn, with their bits and at half the rate: a decoder that has learnt to listen makes use of a better tower.
+A finished run can be made longer by another cycle.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from itertools import accumulate
 WEIGHTS = {
     "real": 0.18,
     "joined": 0.12,
-    "hibari": 0.12,
-    "other voices": 0.18,
-    "neural": 0.24,
+    "hibari": 0.16,
+    "other voices": 0.22,
+    "neural": 0.16,
     "alone": 0.08,
     "silence": 0.04,
     "aligned": 0.04,
@@ -31,7 +31,7 @@ ALIGNED = {"aligned": 0.95, "silence": 0.05}
 class Settings:
     """What a run is told."""
 
-    cycles: tuple[int, ...] = (13_000, 6_600, 3_600)  # steps of each
+    cycles: tuple[int, ...] = (13_000, 6_600)  # steps of each
     # Shares of a cycle's steps; what begins in the first cycle goes on in those after it:
     timed_until: float = 0.02  # until when only phones of known time are learnt
     stem_until: float = 0.3  # until when the convolutions are trained, the slowest part
