@@ -141,7 +141,7 @@ def matrix_shape(w: Matrix) -> tuple[int, int]:
     return w.codes.shape[0], w.codes.shape[1] * 8 // w.bits
 
 
-@njit(cache=True)
+@njit(inline="always")
 def _decoder_layer(x, ple, cos, sin, position, cache, w):  # type: ignore[no-untyped-def]
     """Run a layer on x in place: write the chunk's keys and values if it owns some, attend, feed forward."""
     n, y = np.empty_like(x), np.empty_like(x)
