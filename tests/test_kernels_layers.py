@@ -233,3 +233,13 @@ def test_a_layer_refuses_inputs_that_do_not_fit_it() -> None:
             stack.decoder_layer(*wrong, cos, 0, cache, layer)
     with pytest.raises(InputError, match="float64"):
         stack.decoder_layer(x.astype(np.float64), ple, cos, cos, 0, cache, layer)
+
+
+def test_layers_of_two_kinds_are_not_run_as_one() -> None:
+    make = Maker(0, "float")
+    layer = make.decoder_layer(32, 16, 2, 1, 16, 4)
+    cos, cache = make.rows(2, 8), stack.HeldCache(make.cache(8, 1, 16, "float32"))
+    beside = [stack.Beside(make.rows(2, 16), cos, cos, cache)] * 2
+    layers = [stack.HeldLayer(layer), stack.HeldLayer(shared(layer))]
+    with pytest.raises(InputError, match="several kinds"):
+        stack.decoder_layers(make.rows(2, 32), 0, beside, layers)

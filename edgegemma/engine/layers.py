@@ -156,7 +156,6 @@ def bind(package: Package, graph: Graph, node: Node) -> Call:
         layer = Layer(where, hidden, half, 0, own, slot, weights)
         run = partial(_run_plain, layer, w.expert_bytes)
         return Call(node, given[:taken], run, after, w.reads, width)
-    layer = Layer(where, hidden, half, per_layer, own, slot, HeldLayer(weights))
     layers = (Layer(where, hidden, half, per_layer, own, slot, HeldLayer(weights)),)
     run = partial(_run_stack, layers)
     return Call(node, given[:taken], run, after, w.reads, width, parts=layers, join=_join)
