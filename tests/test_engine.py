@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from edgegemma.config import ModelConfig
 from edgegemma.engine import memory
-from edgegemma.engine.graphs import DECODER
 from edgegemma.engine.model import CHUNK, EXECUTORS, Cache, Model, open_model
 from edgegemma.engine.session import EngineModel
 from edgegemma.errors import EdgeGemmaError, InputError, UnsupportedError
@@ -211,20 +210,6 @@ def test_prefill_of_e2b_reads_under_31_percent_of_its_linears(tmp_path: Path) ->
     assert isinstance(opened, EngineModel)
     prefill, every = (opened.decoder_plan(logits).reads["linear"] for logits in (False, True))
     assert 0.28 * every < prefill <= 0.31 * every
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_layers_in_one_call_have_the_bits_of_layers_one_by_one(
-    folders: dict[str, Path], count: int
-) -> None:
-    opened = open_model(folders["codes"], threads=1)
-    assert isinstance(opened, EngineModel)
-    steps = opened.decoder_plan(logits=True)
-    assert len(steps.stretches) < len(steps.steps)
-    tokens = opened.embed(IDS[:count])
-    together = opened.forward(*tokens, opened.new_cache())
-    opened.passing.add(DECODER)  # weights are let go after each call, so each is one
-    np.testing.assert_array_equal(opened.forward(*tokens, opened.new_cache()), together)
 
 
 def test_calls_and_bytes_are_counted(folders: dict[str, Path]) -> None:

@@ -243,3 +243,21 @@ def test_layers_of_two_kinds_are_not_run_as_one() -> None:
     layers = [stack.HeldLayer(layer), stack.HeldLayer(shared(layer))]
     with pytest.raises(InputError, match="several kinds"):
         stack.decoder_layers(make.rows(2, 32), 0, beside, layers)
+
+
+@pytest.mark.parametrize("kind", ["float", "codes"])
+def test_layers_in_a_row_agree_with_reference(kind: str) -> None:
+    make = Maker(6, kind)
+    layers = [stack.HeldLayer(make.decoder_layer(32, 16, 2, 1, 16, window)) for window in (0, 4, 0)]
+    x, cos, sin = make.rows(5, 32), make.rows(5, 8), make.rows(5, 8)
+    ples = [make.rows(5, 16) for _ in layers]
+
+    def run(kernels: Any) -> F32:
+        caches = [stack.HeldCache(make.cache(8, 1, 16, "float32")) for _ in layers]
+        beside = [stack.Beside(p, cos, sin, c) for p, c in zip(ples, caches, strict=True)]
+        done: F32 = kernels.decoder_layers(x, 0, beside, layers)
+        return done
+
+    got, want = run(stack), run(reference)
+    tolerance = FLOAT_TOLERANCE if kind == "float" else CODE_TOLERANCE
+    assert np.abs(got - want).mean() <= tolerance * want.std()

@@ -8,15 +8,12 @@ busy machine that wastes far less than threads that wait for each other in every
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing import parent_process
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
@@ -30,6 +27,7 @@ from train.architecture import TEXT, new_model
 from train.bank import Bank, fill
 from train.batches import Batch, SoftBatch, TrainingClips
 from train.bits import PLAN
+from train.children import end_with_parent
 from train.evaluate import error_rate, heard, transcribe
 from train.features import Shard
 from train.guidance import Guide
@@ -309,7 +307,7 @@ class Run:
 
 
 def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
-    Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
@@ -320,14 +318,6 @@ def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
     )
     Run(work, Tokenizer.from_str(tokenizer), settings, rank).train()
     distributed.destroy_process_group()
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it was killed: nobody else would."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def fit(work: Path, tokenizer: Tokenizer, settings: Settings) -> None:

@@ -137,21 +137,18 @@ class Model(ABC):
                 f"context: got {cache.length + count} positions; want at most {cache.limit}; "
                 "shorten the input or start a new one"
             )
+        logits = np.empty((num_logits, text.vocab_size), np.float32)
+        first = count - num_logits  # position of the first logits
         with self._lock:
-            if 0 < count <= CHUNK:  # a token's logits are a megabyte: not copied
-                return self._counted(embeds, per_layer, cache, num_logits)
-            logits = np.empty((num_logits, text.vocab_size), np.float32)
-            first = count - num_logits  # position of the first logits
             for start in range(0, count, CHUNK):
                 stop = min(start + CHUNK, count)
                 keep = max(0, stop - max(start, first))
-                part = self._counted(embeds[start:stop], per_layer[start:stop], cache, keep)
+                self.counters.calls["logits" if keep else "prefill"] += 1
+                part = self._step(embeds[start:stop], per_layer[start:stop], cache, keep)
+                if stop - start == count:
+                    return part  # a token's logits are a megabyte: not copied
                 logits[stop - keep - first : stop - first] = part
         return logits
-
-    def _counted(self, embeds: F32, per_layer: F32, cache: Cache, keep: int) -> F32:
-        self.counters.calls["logits" if keep else "prefill"] += 1
-        return self._step(embeds, per_layer, cache, keep)
 
     def new_audio_state(self) -> AudioState:
         """Give the state of the audio encoder before any sound."""

@@ -7,6 +7,7 @@ int8 is part of the meaning.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from edgegemma.kernels.decoder import DecoderLayerSharedWeights, DecoderLayerWei
 from edgegemma.kernels.kvcache import KV
 from edgegemma.kernels.linear import FloatMatrix, Matrix
 from edgegemma.kernels.reference import linear
+from edgegemma.kernels.stack import Beside, HeldLayer
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -157,6 +159,17 @@ def decoder_layer(
     gated = gelu_gate(linear(x, layer.per_layer_input_gate), ple)
     y = linear(gated, layer.per_layer_projection)
     return add_rms_norm(x, y, layer.post_per_layer_input_norm, layer.eps) * layer.layer_scalar
+
+
+def decoder_layers(
+    x: F32, position: int, beside: Sequence[Beside], layers: Sequence[HeldLayer]
+) -> F32:
+    """Layers one after the other."""
+    for (ple, cos, sin, cache), layer in zip(beside, layers, strict=True):
+        weights: Any = layer.values
+        kv: Any = cache.values
+        x = decoder_layer(x, ple, cos, sin, position, kv, weights)
+    return x
 
 
 def attention(x: F32, n: F32, cos: F32, sin: F32, position: int, cache: KV, w: Any) -> F32:

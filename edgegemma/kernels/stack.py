@@ -2,7 +2,7 @@
 
 Between two layers Python would check, take arrays apart and look names up, in code that the weights of the last layer have just
 pushed out of the caches: a tenth of a token. So everything is checked before the first layer runs, and what changes from layer to
-layer is handed over as addresses. Meaning: ``reference_layers.decoder_layer``, layer by layer.
+layer is handed over as addresses. Meaning: ``reference_layers.decoder_layers``.
 """
 
 from __future__ import annotations
