@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from edgegemma.engine import abi, plan
 from edgegemma.engine.graph import Graph, Node
 from edgegemma.engine.ops import FAILURES, OPS
+from edgegemma.package import Package
 
 X = np.arange(24, dtype=np.float32).reshape(1, 6, 4)
 Array = NDArray[Any]
@@ -165,6 +166,22 @@ def test_a_call_runs_after_those_whose_cache_it_reads() -> None:
     ]
     plan.make(graph_of(nodes), calls, ["reads"]).run({})
     assert ran == ["writes", "reads"]
+
+
+def test_a_constant_is_bound_and_one_that_takes_something_is_run() -> None:
+    nodes = [
+        Node("Constant", "", "alone", (), ("shape",), {"value_ints": [2, 1]}),
+        Node("Constant", "", "taking", ("x",), ("odd",), {"value_int": 7}),
+        Node("Reshape", "", "reshape", ("x", "shape"), ("y",), {}),
+        Node("Identity", "", "same", ("odd",), ("z",), {}),
+    ]
+    graph = graph_of(nodes)
+    calls = [plan.glue(graph, cast("Package", None), node) for node in nodes]
+    made = plan.make(graph, calls, ["y", "z"])
+    assert [step.call.node.name for step in made.steps] == ["taking", "reshape", "same"]
+    y, z = made.run({"x": np.array([3, 4])})
+    assert y.tolist() == [[3], [4]]
+    assert z == 7
 
 
 def pair(between: str, beside: str = "y") -> plan.Plan:

@@ -61,8 +61,7 @@ class KVCache:
         self._length = 0
         self._written = 0  # one past the highest position whose row was overwritten
         self._touched = 0  # the highest that ``_written`` ever was
-        self._slots = [_zeros(layout, self._rows(layout), kind) for layout in layouts]
-        self._held = [HeldCache(slot) for slot in self._slots]
+        self._held = [HeldCache(_zeros(layout, self._rows(layout), kind)) for layout in layouts]
 
     @property
     def length(self) -> int:
@@ -89,7 +88,7 @@ class KVCache:
 
     def slot(self, index: int) -> KV:
         """Give the arrays of an owning layer. Position p is in row ``p % capacity``."""
-        return self._slots[index]
+        return self._held[index].values
 
     def held(self, index: int) -> HeldCache:
         """Give the same, held for compiled code."""
@@ -140,8 +139,8 @@ class KVCache:
     def _lowest(self) -> int:
         """Give the shortest length, other than 0, before which every ring has its whole window."""
         lowest = 0
-        for layout, slot in zip(self._layouts, self._slots, strict=True):
-            oldest = self._written - len(slot.keys)
+        for layout, held in zip(self._layouts, self._held, strict=True):
+            oldest = self._written - held.capacity
             if layout.window and oldest > 0:
                 lowest = max(lowest, oldest + layout.window - 1)
         return lowest

@@ -1,8 +1,8 @@
 """Function calls of the embedding and decoder graphs, each bound to one kernel.
 
 Binding checks every weight against the attributes; running checks the shape of every value, because the
-glue between calls is the package's and compiled code does not look where it reads. The audio tower's calls
-are in `functions_audio`.
+glue between calls is the package's and compiled code does not look where it reads. The decoder layers' calls are
+in `layers`, the audio tower's in `functions_audio`.
 """
 
 from __future__ import annotations

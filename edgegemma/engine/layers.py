@@ -55,7 +55,7 @@ class Layer:
     Attributes
     ----------
     where : the call, for errors
-    hidden, half, per_layer : floats a row of the residual stream, of cos and sin, and of the per-layer inputs has
+    hidden, half : floats a row of the residual stream, and of cos and sin, has
     own : it owns keys and values
     slot : whose it uses, by the number of their layer
     weights : the kernel's
@@ -64,7 +64,6 @@ class Layer:
     where: str
     hidden: int
     half: int
-    per_layer: int
     own: bool
     slot: int
     weights: Any
@@ -145,7 +144,6 @@ def bind(package: Package, graph: Graph, node: Node) -> Call:
     own, gated = node.op in OWNERS, "per_layer_input_gate" in fields
     slot = _slot(w, package, fields, own)
     hidden, half = w.integer("q_proj_in"), fields["head_dim"] // 2
-    per_layer = w.integer("per_layer_input_gate_out") if gated else 0
     beside = ("per_layer_input", "cos", "sin") if gated else ("cos", "sin")
     state_names = ("past_key", "past_value") if own else ("key", "value")
     given = w.given("hidden_states", *beside, "position_ids", *state_names)
@@ -153,10 +151,10 @@ def bind(package: Package, graph: Graph, node: Node) -> Call:
     after = () if own else given[taken:]
     where, weights = f"{graph.name}: {node.name}", kind(**fields)
     if not gated:
-        layer = Layer(where, hidden, half, 0, own, slot, weights)
+        layer = Layer(where, hidden, half, own, slot, weights)
         run = partial(_run_plain, layer, w.expert_bytes)
         return Call(node, given[:taken], run, after, w.reads, width)
-    layers = (Layer(where, hidden, half, per_layer, own, slot, HeldLayer(weights)),)
+    layers = (Layer(where, hidden, half, own, slot, HeldLayer(weights)),)
     run = partial(_run_stack, layers)
     return Call(node, given[:taken], run, after, w.reads, width, parts=layers, join=_join)
 
@@ -177,7 +175,7 @@ def _run_stack(layers: tuple[Layer, ...], values: Sequence[Any], chunk: Chunk) -
     for layer, i in zip(layers, range(1, len(values), 4), strict=True):
         ple, cos, sin, positions = values[i : i + 4]
         position = inputs.position(layer, positions)
-        per_layer = rows(layer.where, ple, 1, layer.per_layer, count=len(x))[:, 0]
+        per_layer = rows(layer.where, ple, 1, layer.weights.per_layer, count=len(x))[:, 0]
         tables = inputs.table(layer, cos), inputs.table(layer, sin)
         beside.append(Beside(per_layer, *tables, chunk.cache.held(layer.slot)))
     y = decoder_layers(x, position, beside, [layer.weights for layer in layers])

@@ -183,7 +183,8 @@ def _summed(reads: Iterable[Mapping[str, int]]) -> Mapping[str, int]:
 def glue(graph: Graph, package: Package, node: Node) -> Call:
     """Make an op ready to run; inputs that are constants are bound."""
     op, attributes = OPS[node.op], node.attributes
-    given = {one.outputs[0]: one for one in graph.nodes if one.op == "Constant" and not one.domain}
+    alone = [one for one in graph.nodes if one.op == "Constant" and not (one.domain or one.inputs)]
+    given = {name: one for one in alone for name in one.outputs}
     constants: dict[int, Any] = {}
     for i, name in enumerate(node.inputs):
         if name in graph.tensors:

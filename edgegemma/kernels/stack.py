@@ -56,6 +56,8 @@ class HeldCache(Held):
     heads : K/V heads and their width
     """
 
+    values: KV
+
     def __init__(self, cache: KV) -> None:
         check_entries("cache", cache)
         super().__init__(cache)
