@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,10 @@ pytest.importorskip("hibari")
 
 import torch
 
-from train import listening, phones
+from train import compare, listening, phones, splices
 from train.features import MELS, Clip
 from train.guidance import NEXT, UNKNOWN, best_path, windows
-from train.loop import Run
+from train.loop import DECODER, TOWER, Run, quantized_parts
 from train.recordings import Recording, chosen_keys, divided, guard, held_out_keys
 from train.schedule import Settings
 from train.sources import may_train
@@ -116,11 +118,13 @@ SHORT = Settings(
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A work folder whose clips are noise."""
-    monkeypatch.setattr(
-        listening,
-        "sentences",
-        lambda work, seed, *_: Sentences(SAID, (), ["two"], seed, {"spans": 1}),
-    )
+    for module in (listening, splices):
+        monkeypatch.setattr(
+            module,
+            "sentences",
+            lambda work, seed, *_: Sentences(SAID, (), ["two"], seed, {"spans": 1}),
+        )
+    monkeypatch.setattr(splices, "COUNT", 5)
     generator = np.random.default_rng(11)
     for name in ("real", "joined", "voices-00", "neural-00", "alone-00", "silence", "aligned-0"):
         frames = generator.standard_normal((len(SAID) * 60, MELS))
@@ -171,3 +175,23 @@ def test_a_held_out_key_in_a_shard_is_refused(work: Path) -> None:
     path.write_text("\n".join([json.dumps(clip), *lines[1:]]) + "\n")
     with pytest.raises(ValueError, match="held-out"):
         Run(work, train_tokenizer(SAID * 5), SHORT)
+
+
+def test_the_twins_start_from_the_weights_behind_the_codes_and_one_stays_without_bits(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(compare, "STEPS", 4)
+    tokenizer = train_tokenizer(SAID * 5)
+    run = Run(work, tokenizer, replace(SHORT, static_from=math.inf))
+    trained(run, 8)  # weights are quantised by then
+    run.save()
+    behind = compare.without_bits(run.model.model.state_dict())
+    for name, parts in ((compare.FLOAT, []), (compare.BITS, [TOWER, DECODER])):
+        settings = replace(compare.settings(name), batch_frames=240)
+        one = Run(compare.prepare(work, name), tokenizer, settings)
+        found = compare.without_bits(one.model.model.state_dict())
+        assert behind.keys() == found.keys()
+        assert not [key for key in behind if not torch.equal(behind[key], found[key])]
+        trained(one, 3)
+        assert quantized_parts(one.model) == parts

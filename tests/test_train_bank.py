@@ -42,7 +42,7 @@ def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bank:
     np.save(tmp_path / "bank-0.npy", np.concatenate([soft for soft, _ in made]).astype(np.float16))
     told = {"clips": [line for _, line in made], "confused": [[1]] * PIECES}
     (tmp_path / "bank-0.json").write_text(json.dumps(told))
-    return Bank([tmp_path / "bank-0"])
+    return Bank.read([tmp_path / "bank-0"])
 
 
 @pytest.mark.parametrize("said", [[1], [2, 3, 1, 4], [4, 4, 1, 3], [1, 2, 3, 4, 5], [5, 5]])
@@ -84,13 +84,22 @@ def test_no_text_that_is_put_together_contains_a_banned_transcript() -> None:
 
 
 def test_the_rate_falls_to_nothing_for_the_tower_and_for_the_decoder_in_every_cycle() -> None:
-    settings = Settings(cycles=(1_000, 500))
-    for cycle, (start, length) in enumerate(((0, 1_000), (1_000, 500))):
-        tower, decoder = start + round(settings.listen_from * length), start + length
-        peak = settings.peak_rate / (1 + cycle)
+    settings = Settings(cycles=(1_000, 500, 400))
+    parts = ((0, 1_000, 0.62), (1_000, 500, 0.5), (1_500, 400, 0.5))
+    for cycle, (start, length, turn) in enumerate(parts):
+        tower, decoder = start + round(turn * length), start + length
+        peak = settings.peak_rate / (2 if cycle else 1)
         assert settings.rate(tower - 1) < 0.01 * peak
         assert settings.rate(tower) == peak
         assert settings.rate(decoder - 1) < 0.01 * peak
+
+
+def test_spliced_sentences_are_heard_only_once_a_cycle_has_made_them() -> None:
+    settings = Settings(cycles=(100, 60))
+    heard = [settings.kinds(step).get("spliced", 0) > 0 for step in range(settings.steps)]
+    assert heard == [False] * 100 + [True] * 60
+    for step in (0, 50, 120):
+        assert sum(settings.kinds(step).values()) == pytest.approx(1)
 
 
 def test_the_steps_at_which_a_cycle_ends_are_known() -> None:
@@ -102,7 +111,7 @@ def test_the_steps_at_which_a_cycle_ends_are_known() -> None:
 def test_tower_and_decoder_take_turns_and_what_has_begun_goes_on() -> None:
     settings = Settings(cycles=(100, 100))
     stages = "".join(settings.stage(step)[0] for step in range(settings.steps))
-    assert stages == 2 * ("t" * 62 + "d" * 38)
+    assert stages == "t" * 62 + "d" * 38 + "t" * 50 + "d" * 50
     begun = [settings.reached(settings.quantised_from, step) for step in range(settings.steps)]
     assert begun == [step >= 90 for step in range(settings.steps)]
     assert not any(settings.reached(settings.static_from, s) for s in range(settings.steps))

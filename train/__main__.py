@@ -1,4 +1,4 @@
-"""Command line of the recipe: `python -m train {corpus,fit,export,evaluate,card} --work FOLDER`.
+"""Command line of the recipe: `python -m train {corpus,fit,export,compare,evaluate,card} --work FOLDER`.
 
 The stages are run in this order; each reads what the one before left in the work folder. `python -m train all` runs
 them one after the other, and goes on where it was stopped.
@@ -71,11 +71,18 @@ def fit(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Write the checkpoint from the last saved state of the training."""
-    from train import checkpoint, loop
+    from train import checkpoint, saved
 
-    model, tokenizer = loop.saved_model(options.work), _tokenizer(options.work)
-    scales = loop.cache_scales(options.work, model, tokenizer)
+    model, tokenizer = saved.saved_model(options.work), _tokenizer(options.work)
+    scales = saved.cache_scales(options.work, model, tokenizer)
     checkpoint.write(options.checkpoint, model, tokenizer, scales)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Train the model on for a while with its bits, and as long without them."""
+    from train import compare
+
+    compare.train(options.work, _tokenizer(options.work), options.processes)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -98,7 +105,7 @@ def card(options: argparse.Namespace) -> None:
 
 def every(options: argparse.Namespace) -> None:
     """Run all stages; what is there already is not made again."""
-    for stage in (corpus, fit, export, evaluate):
+    for stage in (corpus, fit, export, compare, evaluate):
         stage(options)
 
 
@@ -129,6 +136,7 @@ def parser() -> argparse.ArgumentParser:
 
     stage("corpus", corpus, trains=False, writes=False)
     stage("fit", fit, trains=True, writes=False)
+    stage("compare", compare, trains=False, writes=False)
     stage("export", export, trains=False, writes=True)
     stage("evaluate", evaluate, trains=False, writes=True)
     stage("card", card, trains=False, writes=True)

@@ -26,16 +26,18 @@ from train.phones import BLANK
 from train.tokens import INSTRUCTION, VOCABULARY
 
 CLIPS = {
-    "real": 2_400,
-    "joined": 700,
+    "real": 2_000,
+    "joined": 500,
+    "spliced": 1_200,
     "hibari": 1_600,
-    "other voices": 2_200,
+    "other voices": 2_600,
     "neural": 1_600,
-    "alone": 1_000,
+    "alone": 600,
     "silence": 300,
 }
 """How many clips of each kind are taken, or all."""
 RECORDED = "recorded"
+OF_RECORDINGS = ("real", "joined", "spliced")
 LONGEST_UNIT, LONGEST_RUN, KEY = 40, 4, 6
 BLENDED, STRETCHED = 0.10, 0.12
 CONFUSED = 8  # pieces for which each is most often taken
@@ -91,7 +93,7 @@ def fill(model: Any, clips: TrainingClips, path: Path, rank: int, processes: int
             lines.append(
                 {
                     "kind": kind,
-                    "speaker": RECORDED if kind in ("real", "joined") else clip.source,
+                    "speaker": RECORDED if kind in OF_RECORDINGS else clip.source,
                     "text": clip.text,
                     "tokens": len(part),
                     "pieces": said,
@@ -108,23 +110,36 @@ def fill(model: Any, clips: TrainingClips, path: Path, rank: int, processes: int
 
 
 class Bank:
-    """The bank read back.
+    """Rows of sound, cut into what is said in them; `read` gives the one that `fill` has written.
 
     Parameters
     ----------
-    paths : sequence of Path
-        The files `fill` has written.
+    soft : ndarray, shape (tokens, width)
+        The rows of all clips one after the other.
+    clips : sequence of dict
+        Of each the kind, the speaker, the number of tokens, the pieces that are said, and where: first and last token of each.
+    confused : sequence of sequence of int
+        For which others each piece is taken.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        read = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
-        self._soft = np.concatenate([np.load(path.with_suffix(".npy")) for path in paths])
-        self._clips = [clip for part in read for clip in part["clips"]]
-        self._starts = np.cumsum([0, *(clip["tokens"] for clip in self._clips)])
+    def __init__(
+        self,
+        soft: np.ndarray,
+        clips: Sequence[dict[str, Any]],
+        confused: Sequence[Sequence[int]] = (),
+    ) -> None:
+        self._soft, self._clips, self._confused = soft, clips, confused
+        self._starts = np.cumsum([0, *(clip["tokens"] for clip in clips)])
         self.kinds: dict[str, list[int]] = {}
-        self._deviation = self._soft[::7].astype(np.float32).std(0)
-        self._confused = read[0]["confused"]
+        self._deviation = soft[::7].astype(np.float32).std(0)
         self._cut()
+
+    @classmethod
+    def read(cls, paths: Sequence[Path]) -> Bank:
+        """Read the files back that `fill` has written."""
+        told = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
+        soft = np.concatenate([np.load(path.with_suffix(".npy")) for path in paths])
+        return cls(soft, [clip for part in told for clip in part["clips"]], told[0]["confused"])
 
     def _cut(self) -> None:
         """Cut the clips into pieces of words and sort these by what follows."""
@@ -189,6 +204,27 @@ class Bank:
                 return None
         return chosen
 
+    def played(
+        self, speaker: str, pieces: Sequence[int], generator: np.random.Generator
+    ) -> list[tuple[np.ndarray, int, int]] | None:
+        """Let a speaker say some pieces; None if one is lacking.
+
+        Returns
+        -------
+        list of (rows, first, last)
+            For each piece its rows, and the first and the last of these in which it is heard.
+        """
+        if speaker not in self._keys:
+            return None
+        units = self._chosen(speaker, "".join(map(chr, pieces)), generator)
+        if units is None:
+            return None
+        placed = (self._units[unit] for unit in units)
+        return [
+            (self._soft[start:past].astype(np.float32), first - start, last - start)
+            for start, past, first, last in placed
+        ]
+
     def spoken(
         self, text: str, pieces: Sequence[int], generator: np.random.Generator
     ) -> Spoken | None:
@@ -197,19 +233,16 @@ class Bank:
         Some pieces are mixed with others, stretched or shortened: speech that was never trained on is heard less
         well than the clips of the bank.
         """
-        said = "".join(map(chr, pieces))
         wanted = RECORDED if generator.random() < 0.5 else str(generator.choice(self.speakers))
         for speaker in (wanted, RECORDED, "hibari"):
-            units = self._chosen(speaker, said, generator) if speaker in self._keys else None
-            if units is not None:
+            played = self.played(speaker, pieces, generator)
+            if played is not None:
                 break
         else:
             return None
-        parts, first, last = [self._pause(speaker, generator)], [], []
+        parts, first, last = [self.pause(speaker, generator)], [], []
         at = len(parts[0])
-        for unit, piece in zip(units, pieces, strict=True):
-            start, past, begins, ends = self._units[unit]
-            part = self._soft[start:past].astype(np.float32)
+        for (part, begins, ends), piece in zip(played, pieces, strict=True):
             if generator.random() < BLENDED:
                 part = self._blended(speaker, part, self._other(piece, generator), generator)
             places = np.arange(len(part))
@@ -218,10 +251,10 @@ class Bank:
             elif len(part) > 2 and generator.random() < STRETCHED:
                 places = np.delete(places, generator.integers(len(part)))
             parts.append(part[places])
-            first.append(at + min(begins - start, len(places) - 1))
-            last.append(at + min(max(ends, begins) - start, len(places) - 1))
+            first.append(at + min(begins, len(places) - 1))
+            last.append(at + min(max(ends, begins), len(places) - 1))
             at += len(places)
-        parts.append(self._pause(speaker, generator))
+        parts.append(self.pause(speaker, generator))
         soft = self._noisy(np.concatenate(parts), generator)
         return Spoken(soft, text, (np.array(first), np.array(last)))
 
@@ -241,7 +274,7 @@ class Bank:
         places = np.maximum(np.arange(past - len(part), past), start)
         return (1 - share) * part + share * self._soft[places]
 
-    def _pause(self, speaker: str, generator: np.random.Generator) -> np.ndarray:
+    def pause(self, speaker: str, generator: np.random.Generator) -> np.ndarray:
         """Take the silence before or after a clip, up to half a second of it."""
         pauses = self._pauses.get(speaker) or self._pauses[RECORDED]
         start, past = pauses[generator.integers(len(pauses))]

@@ -17,7 +17,7 @@ from train.frames import changed
 from train.guidance import Path as Heard
 from train.phones import BLANK, Pronunciations
 from train.recordings import guard
-from train.schedule import WEIGHTS, Settings
+from train.schedule import LATER, Settings
 from train.tokens import CONTROL, INSTRUCTION, VOCABULARY, answer_ids, prompt_ids
 
 TOKEN_SECONDS, DELAY = 0.04, 0.06
@@ -202,9 +202,9 @@ class TrainingClips:
     """
 
     def __init__(self, work: Path, tokenizer: Tokenizer, settings: Settings) -> None:
-        self._tokenizer, self._settings = tokenizer, settings
+        self.tokenizer, self._settings = tokenizer, settings
         self.pronunciations = Pronunciations(work / PHONES)
-        self._clips: dict[str, list[tuple[Shard, Clip]]] = {kind: [] for kind in WEIGHTS}
+        self._clips: dict[str, list[tuple[Shard, Clip]]] = {kind: [] for kind in LATER}
         paths = [
             path
             for pattern in TRAINING
@@ -215,6 +215,10 @@ class TrainingClips:
             guard(key for clip in shard.clips for key in clip.key.split("+"))
             for clip in shard.clips:
                 self._clips[_kind(path.stem, clip)].append((shard, clip))
+
+    def of(self, kind: str) -> Sequence[tuple[Shard, Clip]]:
+        """Give the clips of a kind, each with its shard."""
+        return self._clips[kind]
 
     @property
     def hours(self) -> dict[str, float]:
@@ -246,7 +250,7 @@ class TrainingClips:
         return collate(
             frames,
             [clip for _, clip in pairs],
-            self._tokenizer,
+            self.tokenizer,
             self.pronunciations,
             corruption=CORRUPTION,
             generator=generator,

@@ -15,10 +15,9 @@ TEMPLATE = Path(__file__).with_suffix(".md")
 EXAMPLES, TRANSLATIONS = 8, 6
 SETS = {
     "held-out": "real prompts held out (the trained speaker, unseen recordings)",
-    "held-out, three words or more": "of these, three words or more",
-    "held-out, in scope": "of these, every word in scope",
-    "held-out, out of scope": "of these, with a word out of scope",
-    "unseen-voice": "made-up sentences one might say, a synthetic voice never trained on",
+    "held-out, in scope": "of these, in scope",
+    "held-out, out of scope": "of these, out of scope: words alone, other words, more than ten seconds",
+    "unseen-voice": "made-up phrases in scope, a synthetic voice never trained on",
     "unseen-voice-disorder": "words in no order, the same voice",
     "translation": "sentences with a translation, that voice and a known one by turns",
     "librivox": "read literature (out of scope)",
@@ -74,8 +73,8 @@ def card(work: Path, checkpoint: Path) -> str:
             [line[field] for field in said] for line in drawn.sample(several, EXAMPLES)
         ),
         precisions=_table(
-            (row, f"{_percent(s['wer'])} %", _interval(s), s["clips_right"])
-            for row, s in found["held-out by precision"].items()
+            (row, *(f"{_percent(s['wer'])} %" for s in measured.values()))
+            for row, measured in found["by precision"].items()
         ),
         parameters=f"{sum(counts.values()) / 1e6:.1f} million parameters: "
         + ", ".join(f"{label} {counts[part] / 1e6:.2f}" for part, label in PARTS.items()),

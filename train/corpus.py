@@ -6,7 +6,8 @@ Training shards
     `voices-NN`, `more-NN`, `neural-NN`: made-up sentences by the synthetic voices;
     `alone-NN`: single words by all of them;
     `aligned-N`: short ones of these by Hibari, with the times of the phones;
-    `silence`: clips without speech, to which the answer is nothing.
+    `silence`: clips without speech, to which the answer is nothing;
+    `spliced-N`: words of the prompts in another order, made by the run itself (`splices`).
 
 Test shards
     `held-out`: the held-out prompts; `unseen-voice`: made-up sentences by a voice that is never
@@ -29,6 +30,7 @@ import soundfile
 from train import augment
 from train.features import write_shard
 from train.recordings import RECORDED, Recording, divided, fetch, guard, librivox, prompts
+from train.scope import LONGEST, scope, within
 from train.sources import may_train
 from train.texts import ALONE, MEANT, SPOKEN, Sentences, transcript
 from train.translations import Translations
@@ -57,8 +59,6 @@ ALIGNED_SHARDS, ALIGNED_CLIPS, LONGEST_ALIGNED = 4, 700, 8
 COPIES = 10
 JOINED = 3_500
 LONGEST_SECONDS = 12.0
-UNSAID = {"fuck", "fucking", "shit"}
-"""Common words nobody wants to read where something else was said."""
 
 
 class Said(NamedTuple):
@@ -71,12 +71,12 @@ class Said(NamedTuple):
 
 
 SAID = {
-    "voices": Said(10, 0, SHARES),
-    "more": Said(6, 50_000, MORE_SHARES),
-    "neural": Said(2, 60_000, NEURAL_SHARES),
+    "voices": Said(18, 0, SHARES),
+    "more": Said(12, 50_000, MORE_SHARES),
+    "neural": Said(6, 60_000, NEURAL_SHARES),
     "alone": Said(3, 70_000, ALONE_SHARES, ALONE),
 }
-TRAINING = ("real", "joined", *(f"{kind}-*" for kind in SAID), "silence", "aligned-*")
+TRAINING = ("real", "joined", *(f"{kind}-*" for kind in SAID), "silence", "aligned-*", "spliced-*")
 
 Spoken = Iterator[tuple[Samples, str, str, str]]
 """Samples, transcript, source and key of each clip."""
@@ -125,29 +125,18 @@ def joined(work: Path) -> Spoken:
         )
 
 
-def sentences(
-    work: Path, seed: int, words: int = 2_000, kinds: Mapping[str, int] = SPOKEN
-) -> Sentences:
-    """Make the source of synthetic texts: without the words of held-out prompts.
-
-    `words` is how many of the commonest English words may occur where there is no grammar.
-    """
-    from wordfreq import top_n_list
-
+def sentences(work: Path, seed: int, kinds: Mapping[str, int] = SPOKEN) -> Sentences:
+    """Make the source of synthetic texts: without the words of held-out prompts."""
     training, testing = divided(prompts(work))
     banned = {r.transcript for r in testing if len(r.transcript.split()) > 2}
-    common = [
-        word
-        for word in top_n_list("en", words)
-        if word.isalpha() and word.isascii() and len(word) > 1 and word not in UNSAID
-    ]
-    return Sentences([recording.text for recording in training], banned, common, seed, kinds)
+    texts = [recording.text for recording in training]
+    return Sentences(texts, banned, sorted(scope(texts)), seed, kinds)
 
 
 def voices(work: Path, said: Said, number: int) -> Spoken:
     """Let synthetic voices say the made-up sentences of a shard, each its share of them."""
     shard, shares = said.seed + number, said.shares
-    source, generator = sentences(work, shard, kinds=said.kinds), _generator(f"voices-{shard}")
+    source, generator = sentences(work, shard, said.kinds), _generator(f"voices-{shard}")
     for clip in range(CLIPS_PER_SHARD):
         voice = str(generator.choice(list(shares), p=list(shares.values())))
         text = source.draw()
@@ -184,11 +173,18 @@ def silence(name: str, count: int) -> Spoken:
 
 
 def unseen_voice(work: Path, kinds: Mapping[str, int], count: int) -> Spoken:
-    """Let the voice kept for testing say sentences from another seed."""
-    source = sentences(work, 10_000, kinds=kinds)
-    for number in range(count):
+    """Let the voice kept for testing say phrases of the scope, from another seed."""
+    source = sentences(work, 10_000, kinds)
+    known = scope(recording.text for recording in divided(prompts(work))[0])
+    made = 0
+    while made < count:
         text = source.draw()
-        yield VOICES[UNSEEN_VOICE](text, 1.0), transcript(text), UNSEEN_VOICE, f"test/{number}"
+        if not within(transcript(text), known):
+            continue
+        samples = VOICES[UNSEEN_VOICE](text, 1.0)
+        if len(samples) <= LONGEST * SAMPLE_RATE:
+            yield samples, transcript(text), UNSEEN_VOICE, f"test/{made}"
+            made += 1
 
 
 def translated(count: int) -> Iterator[tuple[Any, ...]]:
@@ -225,9 +221,7 @@ def _write(work: Path, name: str) -> str:
             "silence": lambda: silence("silence", 2_000),
             "held-out": lambda: as_recorded(divided(prompts(work))[1], "held-out"),
             "unseen-voice": lambda: unseen_voice(work, MEANT, 150),
-            "unseen-voice-disorder": lambda: unseen_voice(
-                work, {"common_words": 1, "spans": 1}, 60
-            ),
+            "unseen-voice-disorder": lambda: unseen_voice(work, {"any_words": 1, "spans": 1}, 60),
             "translation": lambda: translated(120),
             "librivox": lambda: as_recorded(librivox(work), "librivox"),
             "no-speech": lambda: silence("no-speech", 100),
@@ -251,7 +245,7 @@ def build(work: Path, processes: int = 2) -> None:
     """Fetch the recordings and write every shard that is missing."""
     for said in SAID.values():
         may_train(said.shares)
-    may_train((*RECORDED, "hibari", "wordfreq"))
+    may_train((*RECORDED, "hibari"))
     fetch(work)
     save_held_out(work)
     names = [f"aligned-{n}" for n in range(ALIGNED_SHARDS)]

@@ -33,6 +33,7 @@ class Clip:
     key: str
     timed: tuple[tuple[str, float], ...] = ()  # phones and the seconds at which they end, if known
     translation: str = ""  # in Spanish, if known
+    phones: str = ""  # word by word, where the corpus does not tell
 
     @property
     def tokens(self) -> int:
@@ -53,9 +54,13 @@ def log_mel(samples: Samples) -> np.ndarray:
 
 def write_shard(path: Path, clips: Iterable[tuple[Any, ...]]) -> None:
     """Write a shard of clips given as samples, transcript, source, key and perhaps phone times."""
+    write_frames(path, ((log_mel(samples), *said) for samples, *said in clips))
+
+
+def write_frames(path: Path, clips: Iterable[tuple[Any, ...]]) -> None:
+    """Write a shard of clips given as frames, transcript, source, key and perhaps more of what `Clip` has."""
     features, lines, start = [], [], 0
-    for samples, *said in clips:
-        frames = log_mel(samples)
+    for frames, *said in clips:
         features.append(frames.astype(np.float16))
         lines.append(json.dumps(asdict(Clip(start, len(frames), *said))))
         start += len(frames)

@@ -27,16 +27,16 @@ from train.translations import Translations
 
 KINDS = {
     "put together": 0.40,
-    "real": 0.18,
-    "joined": 0.10,
+    "real": 0.12,
+    "joined": 0.06,
+    "spliced": 0.10,
     "hibari": 0.08,
-    "other voices": 0.08,
+    "other voices": 0.10,
     "neural": 0.08,
-    "alone": 0.04,
+    "alone": 0.02,
     "silence": 0.04,
 }
 """How often a clip of each kind is drawn."""
-WORDS = 2_000
 CLIPS, BATCHES = 16, 32  # of a batch, and batches among which clips of like length come together
 LONGEST = 250  # soft tokens
 CORRUPTION = 0.15
@@ -104,7 +104,7 @@ class Listening:
     def _pool(self, rank: int, pool: int) -> list[list[Spoken]]:
         generator = np.random.default_rng([self._seed, rank, pool])
         seed = int(generator.integers(2**31))
-        made = sentences(self._work, seed, WORDS, PUT_TOGETHER)
+        made = sentences(self._work, seed, PUT_TOGETHER)
         source = iter(lambda: transcript(made.draw()), None)
         pairs = Translations(seed)
         batches: list[list[Spoken]] = []

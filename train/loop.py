@@ -20,9 +20,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import distributed, multiprocessing, nn
 
-from quant.qat.activations import CACHES, round_activations, rounds_activations
+from quant.qat.activations import round_activations, rounds_activations
 from quant.qat.weights import is_quantized, quantize
-from train import calibrate
+from train import calibrate, splices
 from train.architecture import TEXT, new_model
 from train.bank import Bank, fill
 from train.batches import Batch, SoftBatch, TrainingClips
@@ -169,8 +169,9 @@ class Run:
             self._round_activations(None)
         self.model.model.load_state_dict(state["model"])
         self.ctc_head.load_state_dict(state["ctc_head"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        if state["optimisers"]:  # none: they begin anew
+            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
         self.seconds, self.step = state["seconds"], state["step"]
 
     def log(self, **values: Any) -> None:
@@ -199,11 +200,18 @@ class Run:
         own = shares[self.rank]
         if not own.with_suffix(".npy").exists():
             self.save(f"tower-{cycle}.pt")  # the token table changes from now on
+            splices.write(self.work, self.model, self.ctc_head, self.clips, self.rank)
+            self._meet()
+            self.clips = TrainingClips(self.work, self.tokenizer, self.settings)
             fill(self.model, self.clips, own, self.rank, processes)
+        self._meet()
+        self._started = time.monotonic()
+        return Listening(self.work, Bank.read(shares), self.tokenizer, self.settings.seed)
+
+    def _meet(self) -> None:
+        """Wait for the other processes."""
         if distributed.is_initialized():
             distributed.barrier()
-        self._started = time.monotonic()
-        return Listening(self.work, Bank(shares), self.tokenizer, self.settings.seed)
 
     def update(self, batch: Any) -> list[float]:
         """Take one step; return the three losses and the seconds, means over the processes.
@@ -326,24 +334,3 @@ def fit(work: Path, tokenizer: Tokenizer, settings: Settings) -> None:
     (work / "run" / "meeting").unlink(missing_ok=True)  # where the processes find each other
     arguments = (work, tokenizer.to_str(), settings)
     multiprocessing.spawn(_worker, arguments, nprocs=settings.processes)
-
-
-def saved_model(work: Path, name: str = "state.pt") -> Any:
-    """Load the model of a saved state."""
-    state = torch.load(work / "run" / name, weights_only=True)
-    model = new_model(0)
-    for part in state["quantised"] or ():
-        quantize(model, PLAN, part)
-    if state["static"]:
-        round_activations(model, PLAN)
-    model.model.load_state_dict(state["model"])
-    return model
-
-
-def cache_scales(
-    work: Path, model: Any, tokenizer: Tokenizer
-) -> dict[tuple[str, str], torch.Tensor]:
-    """Calibrate the scales of keys and values."""
-    clips = TrainingClips(work, tokenizer, Settings())
-    found = calibrate.seen(model, clips)
-    return {key: scale for key, scale in found.items() if key[1] in CACHES}

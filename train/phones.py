@@ -48,7 +48,8 @@ class Pronunciations:
         """Give the phones of a clip of the corpus."""
         if clip.timed:
             return [self.number(phone) for phone, _ in clip.timed if phone]
-        return [self._numbers[phone] for phone in self.spoken(clip.text) if phone != " "]
+        said = clip.phones or self.spoken(clip.text)
+        return [self._numbers[phone] for phone in said if phone != " "]
 
     def of(self, phones: str) -> list[int] | None:
         """Give the numbers of phones as `pronounced` writes them; None if one is not in the corpus."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,16 +13,14 @@ import soundfile
 from tokenizers import Tokenizer
 from torch.nn.utils import parametrize
 
-from quant.qat.weights import quantize
-from train.bits import PLAN
+from train import compare
 from train.checkpoint import load
-from train.corpus import TESTS, TRAINING
-from train.evaluate import errors_and_words, heard, transcribe
+from train.corpus import TESTS
+from train.evaluate import errors_and_words, transcribe
 from train.features import Shard
 from train.lean import speed_up
-from train.loop import saved_model
 from train.recordings import divided, prompts
-from train.schedule import Settings
+from train.scope import scope, within
 from train.tokens import ANSWER_TRANSLATED, INSTRUCTION_SPANISH, INSTRUCTION_TRANSLATE
 from train.translations import chrf
 from train.voices import SAMPLE_RATE
@@ -36,7 +33,6 @@ otherwise. (c) 2003-2010 Allison Smith. Licence: CC-BY-SA-3.0,
 https://creativecommons.org/licenses/by-sa/3.0/
 """
 SAMPLE_SECONDS = (2.0, 6.5)
-OFTEN = 20
 Written = Callable[[Any, Tokenizer, np.ndarray], str]
 """What writes down a clip, given its frames."""
 
@@ -102,49 +98,36 @@ def translated(model: Any, tokenizer: Tokenizer, shard: Shard) -> list[dict[str,
     return both
 
 
-def known_words(work: Path) -> set[str]:
-    """List the words of the model's scope: those heard in at least `OFTEN` training clips."""
-    counts: Counter[str] = Counter()
-    for name in TRAINING:
-        for path in sorted((work / "shards").glob(name + ".jsonl")):
-            for clip in Shard(path).clips:
-                counts.update(set(clip.text.split()))
-    return {word for word, count in counts.items() if count >= OFTEN}
-
-
-STATES: dict[str, tuple[str, str, Written]] = {
-    "tower, float": ("float.pt", "", heard),
-    "tower, rounded": ("float.pt", "audio_tower", heard),
-    "tower, trained with its bits": ("tower-0.pt", "", heard),
-    "decoder, float": ("listening.pt", "", transcribe),
-    "decoder, rounded": ("listening.pt", "language_model", transcribe),
-    "decoder, trained with its bits": ("cycle-0.pt", "", transcribe),
-}
-"""What is measured of the states that the first cycle keeps: the file, the part to be rounded first, who writes down."""
-
-
-def by_precision(work: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Measure on the held-out prompts what the quantised model was made from.
-
-    The tower alone, by what its soft tokens say: in floats, merely rounded to its bits, and trained with them. Then
-    the decoder on the quantised tower, likewise. Each is trained longer than the one it is made from, so the differences are not
-    those of the rounding alone. States that an older run has not kept are left out.
-    """
-    shard = Shard(work / "shards" / "held-out")
-    found, states, cycles = {}, dict(STATES), len(Settings().cycles)
-    for cycle in range(1, cycles):
-        states[f"tower, cycle {cycle + 1}"] = (f"tower-{cycle}.pt", "", heard)
-        if cycle + 1 < cycles:
-            states[f"decoder, cycle {cycle + 1}"] = (f"cycle-{cycle}.pt", "", transcribe)
-    for row, (name, rounded, written) in states.items():
-        if not (work / "run" / name).exists():
-            continue
-        model = saved_model(work, name)
-        if rounded:
-            quantize(model, PLAN, rounded)
+def by_precision(work: Path, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+    """Measure the twins of `compare` in scope: on the held-out prompts and on the unseen voice."""
+    words = training_scope(work)
+    found: dict[str, dict[str, Any]] = {}
+    for row in compare.ROWS:
+        model = compare.model(work, row)
         speed_up(model)
-        found[row] = measured(transcribed(settled(model), tokenizer, shard, written))
+        settled(model)
+        found[row] = {}
+        for name in ("held-out", "unseen-voice"):
+            lines = transcribed(model, tokenizer, Shard(work / "shards" / name))
+            found[row][name] = measured(in_scope(lines, words)[0])
     return found
+
+
+def training_scope(work: Path) -> set[str]:
+    """List the words of the scope."""
+    return scope(recording.text for recording in divided(prompts(work))[0])
+
+
+Lines = list[dict[str, Any]]
+
+
+def in_scope(lines: Lines, words: set[str]) -> tuple[Lines, Lines]:
+    """Divide transcripts into those of the scope and others."""
+    inside, outside = [], []
+    for line in lines:
+        place = inside if within(line["reference"], words, line["seconds"]) else outside
+        place.append(line)
+    return inside, outside
 
 
 def settled(model: Any) -> Any:
@@ -174,23 +157,10 @@ def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
     for measure, field in (("chrf", "translation"), ("direct_chrf", "direct translation")):
         found = chrf(wanted, [line[field] for line in lines])
         report["sets"]["translation"][measure] = round(found, 1)
-    known = known_words(work)
-    for name, chosen in (
-        ("three words or more", lambda words: len(words) > 2),
-        ("in scope", lambda words: known >= set(words)),
-        ("out of scope", lambda words: not known >= set(words)),
-    ):
-        report["sets"][f"held-out, {name}"] = measured(
-            [
-                line
-                for line in report["transcripts"]["held-out"]
-                if chosen(line["reference"].split())
-            ]
-        )
-    report["held-out by precision"] = {
-        **by_precision(work, tokenizer),
-        f"decoder, cycle {len(Settings().cycles)}": report["sets"]["held-out"],
-    }
+    parts = in_scope(report["transcripts"]["held-out"], training_scope(work))
+    for name, part in zip(("in scope", "out of scope"), parts, strict=True):
+        report["sets"][f"held-out, {name}"] = measured(part)
+    report["by precision"] = by_precision(work, tokenizer)
     (checkpoint / "eval.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 

@@ -2,8 +2,8 @@
 
 The tower learns phones of known time, then phones and words by CTC; then it is quantised and finished while the rate
 falls; the decoder learns from its soft tokens; at the end the decoder is quantised, while the rate falls again. Then
-both take another turn, with their bits and at half the rate: a decoder that has learnt to listen makes use of a better tower.
-A finished run can be made longer by another cycle.
+both take other turns, with their bits and at half the rate: the tower can cut the recordings into words by now, and hears these in
+other orders; a decoder that has learnt to listen makes use of a better tower. A finished run can be made longer by another cycle.
 """
 
 from __future__ import annotations
@@ -22,7 +22,19 @@ WEIGHTS = {
     "silence": 0.04,
     "aligned": 0.04,
 }
-"""How often a clip of each kind is drawn."""
+"""How often a clip of each kind is drawn, in the first cycle."""
+LATER = {
+    "real": 0.10,
+    "joined": 0.06,
+    "spliced": 0.20,
+    "hibari": 0.14,
+    "other voices": 0.26,
+    "neural": 0.14,
+    "alone": 0.03,
+    "silence": 0.04,
+    "aligned": 0.03,
+}
+"""The same, in those after it."""
 ALIGNED = {"aligned": 0.95, "silence": 0.05}
 """The same, while the tower learns phones from their times."""
 
@@ -31,13 +43,15 @@ ALIGNED = {"aligned": 0.95, "silence": 0.05}
 class Settings:
     """What a run is told."""
 
-    cycles: tuple[int, ...] = (13_000, 6_600)  # steps of each
+    cycles: tuple[int, ...] = (13_000, 6_600, 3_600, 9_000)  # steps of each
     # Shares of a cycle's steps; what begins in the first cycle goes on in those after it:
     timed_until: float = 0.02  # until when only phones of known time are learnt
     stem_until: float = 0.3  # until when the convolutions are trained, the slowest part
     tower_from: float = 0.45  # when the tower is quantised, and the rate falls
     listen_from: float = 0.62  # when the tower stays as it is, and the decoder learns from it
     quantised_from: float = 0.9  # when the decoder is quantised, and the rate falls
+    turn_from: float = 0.5  # when the decoder takes its turn in a later cycle
+    falling: float = 0.27  # the last part of a turn, in which the rate falls there
     static_from: float = math.inf  # when activations get static scales: never, see README
     peak_rate: float = 2e-3
     warm_up: float = 0.01
@@ -75,20 +89,29 @@ class Settings:
 
     def kinds(self, step: int) -> dict[str, float]:
         """Say how often a clip of each kind is drawn."""
+        if self.place(step)[0]:
+            return LATER
         return WEIGHTS if self.reached(self.timed_until, step) else ALIGNED
+
+    def _turn(self, step: int) -> float:
+        """Give the share of a step's cycle that is the tower's."""
+        return self.turn_from if self.place(step)[0] else self.listen_from
 
     def stage(self, step: int) -> str:
         """Name what is trained: the "tower" or the "decoder"."""
-        return "decoder" if self.place(step)[1] >= self.listen_from else "tower"
+        return "decoder" if self.place(step)[1] >= self._turn(step) else "tower"
 
     def rate(self, step: int) -> float:
-        """Give the learning rate: warm-up, the cycle's peak, and a cosine to nothing for each part."""
+        """Give the learning rate: warm-up, the peak, half of it in later cycles, and a cosine to nothing for each part."""
         number, done = self.place(step)
-        peak = self.peak_rate / (1 + number)
+        turn = self._turn(step)
+        peak = self.peak_rate / (2 if number else 1)
         if done < self.warm_up:
             return peak * done / self.warm_up
-        start, end = self.quantised_from, 1.0
-        if done < self.listen_from:
-            start, end = self.tower_from, self.listen_from
+        start, end = (0.0, turn) if done < turn else (turn, 1.0)
+        if number:
+            start = end - self.falling * (end - start)
+        else:
+            start = self.tower_from if done < turn else self.quantised_from
         falling = max(0.0, done - start) / max(end - start, 1e-9)
         return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, falling)))

@@ -1,9 +1,8 @@
 """Words to say: transcripts as the model writes them, and sentences made up for the voices.
 
 A transcript is lower case words separated by single spaces. Numbers are words, apostrophes stay,
-every other sign is gone. `Sentences` makes up texts within the scope of the model: telephone
-prompts, numbers, times, dates, spelled letters, and some common words so that spelling is learnt
-beyond the prompts.
+every other sign is gone. `Sentences` makes up texts: telephone prompts,
+what else is said every day, numbers, times, dates, spelled letters, and words in no order, so that none can be guessed.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import tomllib
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+
+from train.translations import Translations
 
 _PHRASES = tomllib.loads(Path(__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
 WORDS: dict[str, list[str]] = {name: words.split() for name, words in _PHRASES["words"].items()}
@@ -111,7 +112,7 @@ SPOKEN = {
     "time": 4,
     "date": 4,
     "spelled": 3,
-    "common_words": 8,
+    "any_words": 8,
 }
 """The sentences for the synthetic voices."""
 ALONE = {"alone": 1}
@@ -138,7 +139,7 @@ PUT_TOGETHER = {
     "time": 4,
     "date": 4,
     "spelled": 4,
-    "common_words": 12,
+    "any_words": 12,
     "alone": 8,
 }
 """Those put together from the bank of soft tokens: more words, in orders that cannot be guessed."""
@@ -154,7 +155,7 @@ class Sentences:
     banned : collection of str
         Transcripts no sentence may contain: the held-out prompts of more than two words.
     words : sequence of str
-        Common English words, for sequences without a grammar.
+        Words for sequences without a grammar.
     seed : int
         Fixes every choice.
     kinds : dict
@@ -174,6 +175,7 @@ class Sentences:
         self._clauses = [clause for text in prompts for clause in clauses(text)]
         self._banned = [f" {text} " for text in banned]
         self._words = words
+        self._everyday = Translations(seed)
         self._kinds = {getattr(self, name): weight for name, weight in kinds.items()}
 
     def draw(self) -> str:
@@ -216,8 +218,8 @@ class Sentences:
         return " ".join(words)
 
     def everyday(self) -> str:
-        """Expand the symbol `everyday` of `GRAMMAR`."""
-        return self.grammar("everyday")
+        """Give a sentence of which the translation is known, none of those kept for testing."""
+        return f"{self._everyday.draw()[0]}."
 
     def grammar(self, symbol: str = "prompt") -> str:
         """Expand a symbol of `GRAMMAR`."""
@@ -235,7 +237,6 @@ class Sentences:
             "time": self.time,
             "date": self.date,
             "day": lambda: self._random.choice(WORDS["days"]),
-            "word": lambda: self._random.choice(self._words),
         }
         return made[name]()
 
@@ -284,9 +285,9 @@ class Sentences:
         return " ".join(self._random.choice(names) for _ in range(self._random.randint(2, 6)))
 
     def alone(self) -> str:
-        """Say one word: of a number, a date, the alphabet or a prompt, or a common one."""
+        """Say one word: of a number, a date, the alphabet or a prompt, or any other."""
         listed = [word for name in LISTED for word in WORDS[name]]
-        source = self._random.choices(("listed", "prompt", "common"), (6, 3, 2))[0]
+        source = self._random.choices(("listed", "prompt", "any"), (6, 3, 2))[0]
         if source == "listed":
             word = self._random.choice(listed)
         elif source == "prompt":
@@ -295,6 +296,6 @@ class Sentences:
             word = self._random.choice(self._words)
         return f"{word}."  # a letter is read by its name
 
-    def common_words(self) -> str:
-        """Say common words in no order."""
+    def any_words(self) -> str:
+        """Say words in no order."""
         return " ".join(self._random.choice(self._words) for _ in range(self._random.randint(2, 6)))

@@ -162,13 +162,13 @@ VOICES: dict[str, Callable[[str, float], Samples]] = {
     UNSEEN_VOICE: flite("rms"),
 }
 SHARES = {
-    "hibari": 0.50,
-    "flite-slt": 0.13,
-    "flite-awb": 0.10,
-    "flite-kal16": 0.06,
-    "pico-us": 0.11,
-    "pico-gb": 0.06,
-    "espeak-us": 0.04,
+    "hibari": 0.30,
+    "flite-slt": 0.18,
+    "flite-awb": 0.15,
+    "flite-kal16": 0.08,
+    "pico-us": 0.14,
+    "pico-gb": 0.10,
+    "espeak-us": 0.05,
 }
 """How much of the shards `voices-NN` each voice says."""
 MORE_SHARES = {"rhvoice-bdl": 0.5, "rhvoice-clb": 0.3, "rhvoice-slt": 0.2}

@@ -1,0 +1,85 @@
+"""What the bits cost: the finished model trained on with its bits, and just as long without them.
+
+Both twins start from the weights behind the model's codes, with fresh optimisers, and see the same batches at the same rates. The
+one without bits is rounded at the end, too: that is what quantisation after training would make of it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from quant.qat.weights import quantize
+from train.bits import PLAN
+from train.loop import fit
+from train.saved import saved_model
+from train.schedule import Settings
+
+STEPS = 1_200
+FLOAT, BITS = "float", "bits"
+ORIGINAL, SCALE = "parametrizations.weight.original", "parametrizations.weight.0."
+ROWS = {
+    "float": (FLOAT, False),
+    "rounded after training": (FLOAT, True),
+    "trained with its bits": (BITS, False),
+}
+"""Which twin each row of the table is measured on, and whether it is rounded first."""
+
+
+def twin(work: Path, name: str) -> Path:
+    """Give the work folder of a twin: everything in it is that of the model, except for the run."""
+    return work / "twins" / name
+
+
+def without_bits(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give the weights behind the codes under their plain names."""
+    return {
+        name.replace(ORIGINAL, "weight"): value
+        for name, value in weights.items()
+        if SCALE not in name
+    }
+
+
+def prepare(work: Path, name: str) -> Path:
+    """Make the work folder of a twin, unless it is there."""
+    folder = twin(work, name)
+    (folder / "run").mkdir(parents=True, exist_ok=True)
+    for shared in ("packages", "shards", "phones.json", "tokenizer.json"):
+        if not (folder / shared).is_symlink():
+            (folder / shared).symlink_to((work / shared).absolute())
+    if not (folder / "run" / "state.pt").exists():
+        state = torch.load(work / "run" / "state.pt", weights_only=True)
+        if name == FLOAT:
+            state |= {"model": without_bits(state["model"]), "quantised": []}
+        state |= {"optimisers": [], "step": 1, "seconds": 0.0}
+        torch.save(state, folder / "run" / "state.pt")
+    return folder
+
+
+def settings(name: str, processes: int = 2) -> Settings:
+    """Give the schedule of a twin: one turn of tower and decoder such as the last of the model's."""
+    never = math.inf
+    cycles = (1, STEPS)  # the first is over when a twin begins
+    if name == BITS:
+        return Settings(cycles=cycles, processes=processes)
+    return Settings(cycles=cycles, processes=processes, tower_from=never, quantised_from=never)
+
+
+def train(work: Path, tokenizer: Tokenizer, processes: int) -> None:
+    """Train both twins, or go on training them."""
+    for name in (FLOAT, BITS):
+        fit(prepare(work, name), tokenizer, settings(name, processes))
+
+
+def model(work: Path, row: str) -> Any:
+    """Load what a row of the table is measured on."""
+    name, rounded = ROWS[row]
+    loaded = saved_model(twin(work, name))
+    if rounded:
+        for part in ("audio_tower", "language_model"):
+            quantize(loaded, PLAN, part)
+    return loaded
