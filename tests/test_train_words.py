@@ -10,6 +10,7 @@ pytest.importorskip("hibari")
 
 import torch
 
+from train.augment import coded
 from train.frames import FLOOR, TAIL, coloured, paced, trimmed
 from train.muon import Muon, orthogonal
 from train.tokens import ANSWER_TRANSLATED, ENGLISH, VOCABULARY, answer_ids, train_tokenizer
@@ -109,3 +110,17 @@ def test_muon_finds_a_matrix() -> None:
         (found - wanted).square().sum().backward()
         optimiser.step()
     assert torch.allclose(found, wanted, atol=0.3)
+
+
+@pytest.mark.parametrize("loudness", [0.02, 0.2, 0.9])
+def test_a_telephone_line_keeps_the_voice_and_nothing_above_four_kilohertz(loudness: float) -> None:
+    time = np.arange(16_001) / 16_000
+    low, high = (np.sin(2 * np.pi * hertz * time) for hertz in (440, 5_000))
+    heard = coded((loudness * low).astype(np.float32))
+    assert len(heard) == len(time)
+    middle = slice(1_000, -1_000)
+    wrong = (heard - loudness * low)[middle].std() / (loudness * low)[middle].std()
+    assert wrong < 10 ** (
+        -30 / 20
+    )  # G.711 keeps 33 dB or more between a tone and what is wrong with it
+    assert coded((loudness * high).astype(np.float32))[middle].std() < 0.01 * loudness

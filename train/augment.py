@@ -1,4 +1,4 @@
-"""Changes to recordings that the model must not mind: pace, loudness, noise, room, bandwidth."""
+"""Changes to recordings that the model must not mind: pace, loudness, noise, room, bandwidth, codec."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import soxr
 from scipy import signal
 
 from train.voices import SAMPLE_RATE, Samples
+
+MU = 255.0
 
 
 def paced(samples: Samples, factor: float) -> Samples:
@@ -39,6 +41,15 @@ def band_limited(samples: Samples, generator: np.random.Generator) -> Samples:
     return signal.sosfilt(filters, samples).astype(np.float32)
 
 
+def coded(samples: Samples) -> Samples:
+    """Send samples over a digital telephone line: 8,000 a second, of eight bits in the mu-law of ITU-T G.711, as a formula."""
+    slow = soxr.resample(samples, SAMPLE_RATE, SAMPLE_RATE // 2).clip(-1, 1)
+    levels = np.round(127 * np.log1p(MU * np.abs(slow)) / np.log1p(MU))
+    slow = np.sign(slow) * np.expm1(levels / 127 * np.log1p(MU)) / MU
+    back = soxr.resample(slow, SAMPLE_RATE // 2, SAMPLE_RATE)
+    return np.asarray(np.resize(back, len(samples)), dtype=np.float32)
+
+
 def padded(samples: Samples, generator: np.random.Generator, longest: float = 0.4) -> Samples:
     """Put silence of up to `longest` seconds before and after."""
     before, after = (generator.uniform(0, longest, 2) * SAMPLE_RATE).astype(int)
@@ -51,6 +62,8 @@ def degraded(samples: Samples, generator: np.random.Generator, *, pad: bool = Tr
         samples = in_room(samples, generator)
     if generator.random() < 0.15:
         samples = band_limited(samples, generator)
+    elif generator.random() < 0.10:
+        samples = coded(samples)
     if pad:
         samples = padded(samples, generator)
     peak = np.abs(samples).max() + 1e-9

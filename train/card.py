@@ -10,6 +10,8 @@ from string import Template
 from typing import Any
 
 from train.architecture import new_model, parameter_counts
+from train.compare import STEPS
+from train.report import training_scope
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 EXAMPLES, TRANSLATIONS = 8, 6
@@ -67,6 +69,8 @@ def card(work: Path, checkpoint: Path) -> str:
             [line[field] for field in both]
             for line in drawn.sample(lines["translation"], TRANSLATIONS)
         ),
+        scope=len(training_scope(work)),
+        twin_steps=f"{STEPS:,}",
         made_up=sets["no-speech"]["clips_with_words"],
         silent=sets["no-speech"]["clips"],
         examples=_table(

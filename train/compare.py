@@ -19,7 +19,7 @@ from train.loop import fit
 from train.saved import saved_model
 from train.schedule import Settings
 
-STEPS = 1_200
+STEPS = 800
 FLOAT, BITS = "float", "bits"
 ORIGINAL, SCALE = "parametrizations.weight.original", "parametrizations.weight.0."
 ROWS = {
