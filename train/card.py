@@ -35,6 +35,12 @@ def _interval(measured: dict[str, Any]) -> str:
     return " – ".join(map(_percent, measured["interval_95"])) + " %"
 
 
+def _rate(*measured: dict[str, Any]) -> str:
+    """Write the error rate of sets taken together, and its counts."""
+    errors, words = (sum(one[count] for one in measured) for count in ("errors", "words"))
+    return f"{_percent(errors / words)} % ({errors} of {words:,})"
+
+
 def _table(rows: Iterable[Iterable[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
@@ -77,7 +83,7 @@ def card(work: Path, checkpoint: Path) -> str:
             [line[field] for field in said] for line in drawn.sample(several, EXAMPLES)
         ),
         precisions=_table(
-            (row, *(f"{_percent(s['wer'])} %" for s in measured.values()))
+            (row, *(_rate(s) for s in measured.values()), _rate(*measured.values()))
             for row, measured in found["by precision"].items()
         ),
         parameters=f"{sum(counts.values()) / 1e6:.1f} million parameters: "
