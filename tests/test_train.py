@@ -195,3 +195,17 @@ def test_the_twins_start_from_the_weights_behind_the_codes_and_one_stays_without
         assert not [key for key in behind if not torch.equal(behind[key], found[key])]
         trained(one, 3)
         assert quantized_parts(one.model) == parts
+
+
+def test_a_process_waits_for_the_others_as_often_whether_its_bank_is_there_or_not(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    run = Run(work, train_tokenizer(SAID * 5), SHORT)
+    met: list[int] = []
+    monkeypatch.setattr(run, "_meet", lambda: met.append(run.step))
+    run.step = 5  # the decoder's turn
+    run._listening()
+    first = len(met)
+    run._listening()
+    assert first == len(met) - first > 0

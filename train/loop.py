@@ -198,11 +198,11 @@ class Run:
         cycle, _ = self.settings.place(self.step)
         shares = [self.folder / f"bank-{cycle}-{rank}" for rank in range(processes)]
         own = shares[self.rank]
+        splices.write(self.work, self.model, self.ctc_head, self.clips, self.rank)
+        self._meet()  # every process, whatever of its own is there already: no other may wait in vain
+        self.clips = TrainingClips(self.work, self.tokenizer, self.settings)
         if not own.with_suffix(".npy").exists():
             self.save(f"tower-{cycle}.pt")  # the token table changes from now on
-            splices.write(self.work, self.model, self.ctc_head, self.clips, self.rank)
-            self._meet()
-            self.clips = TrainingClips(self.work, self.tokenizer, self.settings)
             fill(self.model, self.clips, own, self.rank, processes)
         self._meet()
         self._started = time.monotonic()
