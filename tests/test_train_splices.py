@@ -52,7 +52,7 @@ def test_a_spliced_sentence_is_made_of_the_rows_of_its_words(
         heard = [0, 0, *(said[word] for word in words for _ in range(3)), 0, 0]
         rows = np.repeat(np.array(heard, np.float32)[:, None], WIDTH, axis=1)
         at = 2 + 3 * np.arange(len(words) + 1)
-        cuts.append(Cut(rows, words, [word.upper() for word in words], at, text))
+        cuts.append(Cut(rows, words, [word.upper() for word in words], at))
     for frames, text, *_, phones in spliced(cuts, tmp_path, 5, 40):
         rows = frames.reshape(-1, WIDTH)[:, 0].astype(int)
         assert [n for n in rows if n] == [said[word] for word in text.split() for _ in range(3)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from train.architecture import new_model, parameter_counts
 from train.compare import STEPS
-from train.report import training_scope
+from train.scope import training_scope
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 EXAMPLES, TRANSLATIONS = 8, 6
@@ -19,7 +19,7 @@ SETS = {
     "held-out": "real prompts held out (the trained speaker, unseen recordings)",
     "held-out, in scope": "of these, in scope",
     "held-out, out of scope": "of these, out of scope: words alone, other words, more than ten seconds",
-    "unseen-voice": "made-up phrases in scope, a synthetic voice never trained on",
+    "unseen-voice": "made-up phrases in scope, of the tables trained on, by a synthetic voice never trained on",
     "unseen-voice-disorder": "words in no order, the same voice",
     "translation": "sentences with a translation, that voice and a known one by turns",
     "librivox": "read literature (out of scope)",

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from quant.qat.weights import quantize
 from train.bits import PLAN
-from train.loop import fit
+from train.loop import DECODER, TOWER, fit
 from train.saved import saved_model
 from train.schedule import Settings
 
@@ -80,6 +80,6 @@ def model(work: Path, row: str) -> Any:
     name, rounded = ROWS[row]
     loaded = saved_model(twin(work, name))
     if rounded:
-        for part in ("audio_tower", "language_model"):
+        for part in (TOWER, DECODER):
             quantize(loaded, PLAN, part)
     return loaded

@@ -30,7 +30,7 @@ import soundfile
 from train import augment
 from train.features import write_shard
 from train.recordings import RECORDED, Recording, divided, fetch, guard, librivox, prompts
-from train.scope import LONGEST, scope, within
+from train.scope import scope, training_scope, within
 from train.sources import may_train
 from train.texts import ALONE, MEANT, SPOKEN, Sentences, transcript
 from train.translations import Translations
@@ -175,15 +175,12 @@ def silence(name: str, count: int) -> Spoken:
 def unseen_voice(work: Path, kinds: Mapping[str, int], count: int) -> Spoken:
     """Let the voice kept for testing say phrases of the scope, from another seed."""
     source = sentences(work, 10_000, kinds)
-    known = scope(recording.text for recording in divided(prompts(work))[0])
-    made = 0
+    known, made = training_scope(work), 0
     while made < count:
         text = source.draw()
-        if not within(transcript(text), known):
-            continue
-        samples = VOICES[UNSEEN_VOICE](text, 1.0)
-        if len(samples) <= LONGEST * SAMPLE_RATE:
-            yield samples, transcript(text), UNSEEN_VOICE, f"test/{made}"
+        samples, said = VOICES[UNSEEN_VOICE](text, 1.0), transcript(text)
+        if within(said, known, len(samples) / SAMPLE_RATE):
+            yield samples, said, UNSEEN_VOICE, f"test/{made}"
             made += 1
 
 

@@ -20,7 +20,7 @@ from train.evaluate import errors_and_words, transcribe
 from train.features import Shard
 from train.lean import speed_up
 from train.recordings import divided, prompts
-from train.scope import scope, within
+from train.scope import training_scope, within
 from train.tokens import ANSWER_TRANSLATED, INSTRUCTION_SPANISH, INSTRUCTION_TRANSLATE
 from train.translations import chrf
 from train.voices import SAMPLE_RATE
@@ -35,6 +35,8 @@ https://creativecommons.org/licenses/by-sa/3.0/
 SAMPLE_SECONDS = (2.0, 6.5)
 Written = Callable[[Any, Tokenizer, np.ndarray], str]
 """What writes down a clip, given its frames."""
+Lines = list[dict[str, Any]]
+"""Transcripts of a set."""
 
 
 def interval(counts: Sequence[tuple[int, int]], seed: int = 0) -> tuple[float, float]:
@@ -111,14 +113,6 @@ def by_precision(work: Path, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
             lines = transcribed(model, tokenizer, Shard(work / "shards" / name))
             found[row][name] = measured(in_scope(lines, words)[0])
     return found
-
-
-def training_scope(work: Path) -> set[str]:
-    """List the words of the scope."""
-    return scope(recording.text for recording in divided(prompts(work))[0])
-
-
-Lines = list[dict[str, Any]]
 
 
 def in_scope(lines: Lines, words: set[str]) -> tuple[Lines, Lines]:

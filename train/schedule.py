@@ -108,10 +108,9 @@ class Settings:
         peak = self.peak_rate / (2 if number else 1)
         if done < self.warm_up:
             return peak * done / self.warm_up
-        start, end = (0.0, turn) if done < turn else (turn, 1.0)
+        begin, end = (0.0, turn) if done < turn else (turn, 1.0)
+        start = self.tower_from if done < turn else self.quantised_from
         if number:
-            start = end - self.falling * (end - start)
-        else:
-            start = self.tower_from if done < turn else self.quantised_from
+            start = end - self.falling * (end - begin)
         falling = max(0.0, done - start) / max(end - start, 1e-9)
         return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, falling)))

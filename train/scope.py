@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
+from train.recordings import divided, prompts
 from train.texts import GRAMMAR, WORDS, transcript
 from train.translations import PAIRS
 
@@ -20,9 +22,9 @@ def _said(texts: Iterable[str]) -> set[str]:
     return {word for text in texts for word in transcript(re.sub(r"\{\w+\}", " ", text)).split()}
 
 
-def scope(prompts: Iterable[str]) -> set[str]:
+def scope(texts: Iterable[str]) -> set[str]:
     """List the words of the scope, given the texts of the training prompts."""
-    said = Counter(word for text in prompts for word in set(transcript(text).split()))
+    said = Counter(word for text in texts for word in set(transcript(text).split()))
     tables = (*WORDS.values(), *GRAMMAR.values())
     english = (english for pairs in PAIRS.values() for english, _ in pairs)
     return (
@@ -30,6 +32,11 @@ def scope(prompts: Iterable[str]) -> set[str]:
         | _said(text for table in tables for text in table)
         | _said(english)
     )
+
+
+def training_scope(work: Path) -> set[str]:
+    """List the words of the scope, given the work folder with the recordings."""
+    return scope(recording.text for recording in divided(prompts(work))[0])
 
 
 def within(text: str, words: Collection[str], seconds: float = 0.0) -> bool:

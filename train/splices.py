@@ -39,14 +39,12 @@ class Cut:
         The words, and the phones of each.
     edges : ndarray of int, shape (words + 1,)
         The row at which each word begins, and the one after the last.
-    key : str
     """
 
     rows: np.ndarray
     words: list[str]
     phones: list[str]
     edges: np.ndarray
-    key: str
 
 
 def edges(rows: np.ndarray, ends: list[int], first: np.ndarray, last: np.ndarray) -> np.ndarray:
@@ -101,7 +99,7 @@ def cut(model: Any, ctc_head: torch.nn.Linear, clips: TrainingClips) -> Iterator
         rows.reshape(-1, MELS)[: len(frames)] = frames
         rows.reshape(-1, MELS)[len(frames) :] = frames[-1]
         ends = np.cumsum([len(said) for said in phones]).tolist()
-        yield Cut(rows, words, phones, edges(rows, ends, *path), clip.key)
+        yield Cut(rows, words, phones, edges(rows, ends, *path))
 
 
 def bank(cuts: list[Cut]) -> tuple[Bank, dict[str, tuple[int, str]]]:
