@@ -147,7 +147,10 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run one stage."""
     options = parser().parse_args()
-    options.run(options)
+    try:
+        options.run(options)
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import soxr
 from scipy import signal
@@ -102,6 +104,20 @@ def knocks(count: int, generator: np.random.Generator) -> Samples:
         ring += generator.uniform(0, 1) * generator.standard_normal(len(time))
         made[start : start + len(time)] += ring * np.exp(-time / generator.uniform(0.004, 0.06))
     return (made / (made.std() + 1e-9)).astype(np.float32)
+
+
+def room_tone(pauses: Sequence[Samples], generator: np.random.Generator) -> Samples:
+    """Play pauses of recordings one after the other, faded into each other, as loud as a microphone's gain control may make them."""
+    count, fade = int(generator.uniform(0.5, 6.0) * SAMPLE_RATE), SAMPLE_RATE // 100
+    rise = np.linspace(0, 1, fade)
+    made, end = np.zeros(count + max(map(len, pauses))), 0
+    while end < count:
+        pause = pauses[generator.integers(len(pauses))].copy()
+        pause[:fade] *= rise
+        pause[-fade:] *= rise[::-1]
+        made[end : end + len(pause)] += pause
+        end += len(pause) - fade
+    return np.clip(made[:count] * 10 ** generator.uniform(0, 2), -1, 1).astype(np.float32)
 
 
 def silence(generator: np.random.Generator) -> Samples:

@@ -6,13 +6,14 @@ Training shards
     `voices-NN`, `more-NN`, `neural-NN`: made-up sentences by the synthetic voices;
     `alone-NN`: single words by all of them;
     `aligned-N`: short ones of these by Hibari, with the times of the phones;
-    `silence`: clips without speech, to which the answer is nothing;
+    `silence`: clips without speech, to which the answer is nothing: made, and from the pauses of the prompts;
     `spliced-N`: words of the prompts in another order, made by the run itself (`splices`).
 
 Test shards
     `held-out`: the held-out prompts; `unseen-voice`: made-up sentences by a voice that is never
     trained on, and in `unseen-voice-disorder` words in no order; `translation`: sentences with their Spanish, by that
-    voice and a known one; `librivox`: read literature, out of scope; `no-speech`: silence and noise.
+    voice and a known one; `librivox`: read literature, out of scope; `no-speech`: silence and noise,
+    made, and from the pauses of the held-out prompts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ import soundfile
 
 from train import augment
 from train.features import write_shard
-from train.recordings import RECORDED, Recording, divided, fetch, guard, librivox, prompts
+from train.recordings import RECORDED, Recording, divided, fetch, guard, librivox, pauses, prompts
 from train.scope import scope, training_scope, within
 from train.sources import may_train
 from train.texts import ALONE, MEANT, SPOKEN, Sentences, transcript
@@ -172,6 +174,14 @@ def silence(name: str, count: int) -> Spoken:
         yield augment.silence(generator), "", "silence", f"{name}/{number}"
 
 
+def recorded_silence(recordings: list[Recording], name: str, count: int) -> Spoken:
+    """Make clips of what is heard in recordings while nobody speaks."""
+    generator = _generator(name)
+    quiet = [pause for recording in recordings for pause in pauses(recording.samples())]
+    for number in range(count):
+        yield augment.room_tone(quiet, generator), "", "silence", f"{name}/{number}"
+
+
 def unseen_voice(work: Path, kinds: Mapping[str, int], count: int) -> Spoken:
     """Let the voice kept for testing say phrases of the scope, from another seed."""
     source = sentences(work, 10_000, kinds)
@@ -215,13 +225,19 @@ def _write(work: Path, name: str) -> str:
         clips = {
             "real": lambda: real(work),
             "joined": lambda: joined(work),
-            "silence": lambda: silence("silence", 2_000),
+            "silence": lambda: chain(
+                silence("silence", 2_000),
+                recorded_silence(divided(prompts(work))[0], "recorded-silence", 500),
+            ),
             "held-out": lambda: as_recorded(divided(prompts(work))[1], "held-out"),
             "unseen-voice": lambda: unseen_voice(work, MEANT, 150),
             "unseen-voice-disorder": lambda: unseen_voice(work, {"any_words": 1, "spans": 1}, 60),
             "translation": lambda: translated(120),
             "librivox": lambda: as_recorded(librivox(work), "librivox"),
-            "no-speech": lambda: silence("no-speech", 100),
+            "no-speech": lambda: chain(
+                silence("no-speech", 100),
+                recorded_silence(divided(prompts(work))[1], "recorded-no-speech", 20),
+            ),
         }[name]()
     write_shard(path, clips)
     return name

@@ -18,8 +18,13 @@ from train.schedule import Settings
 
 
 def saved_model(work: Path, name: str = "state.pt") -> Any:
-    """Load the model of a saved state."""
-    state = torch.load(work / "run" / name, weights_only=True)
+    """Load the model of a saved state; raise FileNotFoundError where there is none."""
+    path = work / "run" / name
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing: run the stages before (python -m train --help)"
+        )
+    state = torch.load(path, weights_only=True)
     model = new_model(0)
     for part in state["quantised"] or ():
         quantize(model, PLAN, part)
