@@ -169,35 +169,51 @@ def _join(out, peak, total, h, block_peak, block_total, block_sum):  # type: ign
         out[i] = out[i] * old + block_sum[i] * new
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def _blocks(q, digits, s0, size, cache, seen, peaks, totals, sums):  # type: ignore[no-untyped-def]
     """Fill peaks, totals, sums for every block, K/V head and query s0 … s0 + size; queries of a block are neighbours."""
-    position, window, first, count = seen
+    jobs = seen[3] * cache.keys.shape[1] * size
+    if jobs == 1:  # no fork and join for a single block
+        _block(q, digits, s0, size, cache, seen, peaks, totals, sums, 0)
+    else:
+        _blocks_shared(q, digits, s0, size, cache, seen, peaks, totals, sums, jobs)
+
+
+@njit(parallel=True, cache=True)
+def _blocks_shared(q, digits, s0, size, cache, seen, peaks, totals, sums, jobs):  # type: ignore[no-untyped-def]
+    """Do every `_block`, on all threads."""
+    for job in prange(jobs):
+        _block(q, digits, s0, size, cache, seen, peaks, totals, sums, job)
+
+
+@njit(cache=True)
+def _block(q, digits, s0, size, cache, seen, peaks, totals, sums, job):  # type: ignore[no-untyped-def]
+    """Fill what is of one block, K/V head and query."""
+    position, window, first, _ = seen
     kv_heads = cache.keys.shape[1]
-    for job in prange(count * kv_heads * size):
-        s = s0 + job % size
-        g = job // size % kv_heads
-        start = (first + job // size // kv_heads) * BLOCK
-        stop = min(start + BLOCK, position + s + 1)
-        start = max(start, _oldest(position + s, window))
-        if start >= stop:
-            totals[job, :] = np.float32(0.0)
-            continue
-        group = peaks.shape[1]
-        weights = np.empty((group // 4, ROOM), np.float32)
-        flat = weights.reshape(weights.size)
-        if _in_digits(cache.keys):
-            row = s * q.shape[1] + g * group
-            for h in range(0, group, 4):
-                _digit_scores(digits, row + h, cache.keys, g, start, stop, flat, h // 4 * ROOM)
-        else:
-            _scores(q[s, g * group : (g + 1) * group], cache, g, start, stop, weights)
+    s = s0 + job % size
+    g = job // size % kv_heads
+    start = (first + job // size // kv_heads) * BLOCK
+    stop = min(start + BLOCK, position + s + 1)
+    start = max(start, _oldest(position + s, window))
+    if start >= stop:
+        totals[job, :] = np.float32(0.0)
+        return
+    group = peaks.shape[1]
+    weights = np.empty((group // 4, ROOM), np.float32)
+    flat = weights.reshape(weights.size)
+    if _in_digits(cache.keys):
+        row = s * q.shape[1] + g * group
         for h in range(0, group, 4):
-            at = h // 4 * ROOM
-            _scale_keys(flat, at, cache.key_scale, g, start, stop - start)
-            _softmax(flat, at, stop - start, peaks[job, h : h + 4], totals[job, h : h + 4])
-            _scale_keys(flat, at, cache.value_scale, g, start, stop - start)
-        _weighted(weights, cache, g, start, stop, sums[job])
+            _digit_scores(digits, row + h, cache.keys, g, start, stop, flat, h // 4 * ROOM)
+    else:
+        _scores(q[s, g * group : (g + 1) * group], cache, g, start, stop, weights)
+    for h in range(0, group, 4):
+        at = h // 4 * ROOM
+        _scale_keys(flat, at, cache.key_scale, g, start, stop - start)
+        _softmax(flat, at, stop - start, peaks[job, h : h + 4], totals[job, h : h + 4])
+        _scale_keys(flat, at, cache.value_scale, g, start, stop - start)
+    _weighted(weights, cache, g, start, stop, sums[job])
 
 
 @njit(cache=True)

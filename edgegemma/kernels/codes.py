@@ -46,22 +46,58 @@ _WIDTH, _LANES = simd.WIDTH, simd.LANES
 
 def _codes(x, codes, scale, activation, bits, block, y):  # type: ignore[no-untyped-def]
     """Write x · wᵀ into y: x [M, K], codes [N, K*bits/8], y [M, N]."""
+    r = _rounded(x, scale, activation, bits, block)
+    _chunks(_prepared(codes, scale, activation, bits, block), r, y)
+
+
+def _pair(x, codes, scale, static, bits, block, y, v, v_scale, v_static, v_bits, v_block, z):  # type: ignore[no-untyped-def]
+    """Do `_codes` for two matrices, to y and z: x rounded once where both ask for the same, the work shared once."""
+    r = _rounded(x, scale, static, bits, block)
+    v_r = r
+    if not _round_alike(scale, static, bits, block, v_scale, v_static, v_bits, v_block):
+        v_r = _rounded(x, v_scale, v_static, v_bits, v_block)
+    first = _prepared(codes, scale, static, bits, block)
+    second = _prepared(v, v_scale, v_static, v_bits, v_block)
+    _pair_chunks(first, second, r, v_r, y, z)
+
+
+@njit(cache=True)
+def _exact(scale, activation):  # type: ignore[no-untyped-def]
+    """Tell whether a matrix has a scale a row and static activations, so that its products add up as integers."""
+    return scale.shape[1] == 1 and activation[0] > np.float32(0.0)
+
+
+@njit(cache=True)
+def _rounded(x, scale, activation, bits, block):  # type: ignore[no-untyped-def]
+    """Round x as the kernel of a matrix wants it."""
+    if _exact(scale, activation):
+        return _quantize_static(x, activation[0], bits)
+    return _quantize(x, activation[0], bits, block)
+
+
+@njit(cache=True)
+def _round_alike(scale, activation, bits, block, v_scale, v_activation, v_bits, v_block):  # type: ignore[no-untyped-def]
+    """Tell whether two matrices want the same of x."""
+    exact = _exact(scale, activation)
+    if exact != _exact(v_scale, v_activation) or activation[0] != v_activation[0]:
+        return False
+    return bits == v_bits and (exact or block == v_block)
+
+
+@njit(cache=True)
+def _prepared(codes, scale, activation, bits, block):  # type: ignore[no-untyped-def]
+    """Give the address of a matrix's kernel, and what it takes."""
     in_unit = _scales_in_unit(block, bits)
     if codes.shape[1] < _WIDTH:  # less than a vector: put the row at the end of one
         codes = _padded(codes, _WIDTH)
         in_unit = 0
-    if scale.shape[1] == 1 and activation[0] > np.float32(0.0):
-        r = _quantize_static(x, activation[0], bits)
-    else:
-        r = _quantize(x, activation[0], bits, block)
-    _chunks(_kernel(scale, activation, bits), codes, scale, activation[1], r, in_unit, y)
+    return _kernel(scale, activation, bits), codes, scale, activation[1], in_unit
 
 
 @njit(cache=True)
 def _kernel(scale, activation, bits):  # type: ignore[no-untyped-def]
     """Give the address of the kernel for a matrix."""
-    rows = scale.shape[1] == 1
-    exact = rows and activation[0] > np.float32(0.0)
+    rows, exact = scale.shape[1] == 1, _exact(scale, activation)
     if bits == 2:
         return ready("integers2") if exact else ready("lanes2") if rows else ready("blocks2")
     if bits == 4:
@@ -78,14 +114,39 @@ def _scales_in_unit(block, bits):  # type: ignore[no-untyped-def]
     return _LANES // lanes if _LANES % lanes == 0 else 0
 
 
+@njit(cache=True)
+def _chunk(matrix, r, y, c, each):  # type: ignore[no-untyped-def]
+    """Do job c: that many weight rows of a matrix that is `_prepared`."""
+    address, codes, scale, out, even = matrix
+    first, rows = c * each, codes.shape[0]
+    if first < rows:
+        call("integers2", address, (codes, scale, out, r, even, y, first, min(rows, first + each)))
+
+
 @njit(cache=True, parallel=True)
-def _chunks(address, codes, scale, out, r, even, y):  # type: ignore[no-untyped-def]
+def _chunks(matrix, r, y):  # type: ignore[no-untyped-def]
     """Share the weight rows among the threads."""
-    rows = codes.shape[0]
-    each = share(rows, codes.shape[1], threads.count())
+    rows, size = matrix[1].shape
+    each = share(rows, size, threads.count())
     for c in prange((rows + each - 1) // each):
-        first, stop = c * each, min(rows, c * each + each)
-        call("integers2", address, (codes, scale, out, r, even, y, first, stop))
+        _chunk(matrix, r, y, c, each)
+
+
+@njit(cache=True, parallel=True)
+def _pair_chunks(first, second, r, v_r, y, z):  # type: ignore[no-untyped-def]
+    """Share the weight rows of two matrices among the threads, so that each has its part of both."""
+    count = threads.count()
+    rows, v_rows = first[1].shape[0], second[1].shape[0]
+    each = share(rows, first[1].shape[1], count)
+    v_each = share(v_rows, second[1].shape[1], count)
+    turns = (rows + each * count - 1) // (each * count)
+    all_turns = turns + (v_rows + v_each * count - 1) // (v_each * count)
+    for c in prange(count * all_turns):
+        thread, turn = c // all_turns, c % all_turns
+        if turn < turns:
+            _chunk(first, r, y, thread * turns + turn, each)
+        else:
+            _chunk(second, v_r, z, thread * (all_turns - turns) + turn - turns, v_each)
 
 
 def _make_integers(bits: int) -> Any:
@@ -194,4 +255,6 @@ for _bits in (2, 4, 8):
     Kernel(f"integers{_bits}", _CHUNK_OF, _make_integers(_bits))
     Kernel(f"lanes{_bits}", _CHUNK_OF, _make_lanes(_bits))
     Kernel(f"blocks{_bits}", _CHUNK_OF, _make_blocks(_bits))
-Kernel("codes", types.void(_MATRIX, _PACKED, _MATRIX, _VECTOR, _INT, _INT, _MATRIX), _codes)
+_TAKES = _PACKED, _MATRIX, _VECTOR, _INT, _INT, _MATRIX
+Kernel("codes", types.void(_MATRIX, *_TAKES), _codes)
+Kernel("pair", types.void(_MATRIX, *_TAKES, *_TAKES), _pair)

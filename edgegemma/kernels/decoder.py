@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from edgegemma.errors import InputError
 from edgegemma.kernels.attention import _attend
 from edgegemma.kernels.kvcache import _append
-from edgegemma.kernels.linear import FloatMatrix, Matrix, _linear
-from edgegemma.kernels.norms import _add_rms, _gelu_gate, _rms, _rms_plain, _scale, _softcap
+from edgegemma.kernels.linear import FloatMatrix, Matrix, _linear, _linear_pair
+from edgegemma.kernels.norms import _add_rms, _copy, _gelu_gate, _rms, _rms_plain, _scale, _softcap
 from edgegemma.kernels.rotary import _rotate
 
 F32 = NDArray[np.float32]
@@ -175,30 +175,30 @@ def _write_own(n, cos, sin, position, cache, w):  # type: ignore[no-untyped-def]
     raw = np.empty((count, w.kv_heads * d), np.float32)
     key, value = np.empty_like(raw), np.empty_like(raw)
     shape = (count * w.kv_heads, d)
-    _linear(n, w.k_proj, raw)
+    _keys_values(n, w, raw, value)
     _rms(raw.reshape(shape), w.k_norm, w.eps, key.reshape(shape))
-    _values(n, w, raw)
-    _rms_plain(raw.reshape(shape), w.eps, value.reshape(shape))
+    _rms_plain(value.reshape(shape), w.eps, value.reshape(shape))
     keys = key.reshape((count, w.kv_heads, d))
     _rotate(keys, cos, sin)
     values = value.reshape((count, w.kv_heads, d))
     _append(keys, values, position, cache, w.k_cache_scale, w.v_cache_scale)
 
 
-def _values(n: Any, w: Any, raw: Any) -> None:
-    """Write the product of v_proj to raw; leave that of k_proj there for a layer without one."""
+def _keys_values(n: Any, w: Any, key: Any, value: Any) -> None:
+    """Write the products of k_proj and v_proj; a layer without v_proj takes those of k_proj for both."""
     raise NotImplementedError
 
 
-@overload(_values)
-def _overload_values(n, w, raw):  # type: ignore[no-untyped-def]
-    if "v_proj" not in w.instance_class._fields:
-        return lambda n, w, raw: None
+@overload(_keys_values)
+def _overload_keys_values(n, w, key, value):  # type: ignore[no-untyped-def]
+    if "v_proj" in w.instance_class._fields:
+        return lambda n, w, key, value: _linear_pair(n, w.k_proj, w.v_proj, key, value)
 
-    def own(n, w, raw):  # type: ignore[no-untyped-def]
-        _linear(n, w.v_proj, raw)
+    def keys_twice(n, w, key, value):  # type: ignore[no-untyped-def]
+        _linear(n, w.k_proj, key)
+        _copy(key, value)
 
-    return own
+    return keys_twice
 
 
 @njit(inline="always")
@@ -230,8 +230,7 @@ def _gated(x, n, y, w):  # type: ignore[no-untyped-def]
     inner = _rows_of(w.gate_proj)
     gate = np.empty((x.shape[0], inner), np.float32)
     up = np.empty_like(gate)
-    _linear(n, w.gate_proj, gate)
-    _linear(n, w.up_proj, up)
+    _linear_pair(n, w.gate_proj, w.up_proj, gate, up)
     _gelu_gate(gate, up)
     _linear(gate, w.down_proj, y)
 

@@ -77,6 +77,24 @@ def linear(x: F32, w: Matrix) -> F32:
     return y
 
 
+def linear_pair(x: F32, w: Matrix, v: Matrix) -> tuple[F32, F32]:
+    """Multiply rows by two weight matrices; see ``reference.linear_pair``.
+
+    Parameters
+    ----------
+    x : float32 [M, K], C-contiguous
+    w, v : CodeMatrix or FloatMatrix of [N, K] and of [P, K]
+
+    Returns
+    -------
+    float32 [M, N] and [M, P], of the same bits as `linear` gives
+    """
+    y = np.empty((x.shape[0], _check(x, w)), np.float32)
+    z = np.empty((x.shape[0], _check(x, v)), np.float32)
+    _linear_pair_jit(x, w, v, y, z)
+    return y, z
+
+
 def clipped_linear(x: F32, w: Matrix, clip: F32) -> F32:
     """Clamp, multiply, clamp; see ``reference.clipped_linear``.
 
@@ -129,10 +147,15 @@ def _check(x: F32, w: Matrix) -> int:
     return int(n)
 
 
-# Called from Python (NUMBA_DISABLE_JIT=1) the two below are their definition.
+# Called from Python (NUMBA_DISABLE_JIT=1) the three below are their definition.
 def _linear(x: Any, w: Any, y: Any) -> None:
     """Write ``x · wᵀ`` into y; call it from compiled code. x [M, K], y [M, N] float32, C-contiguous."""
     y[...] = reference.linear(x, w)
+
+
+def _linear_pair(x: Any, w: Any, v: Any, y: Any, z: Any) -> None:
+    """Write ``x · wᵀ`` into y and ``x · vᵀ`` into z; call it from compiled code."""
+    y[...], z[...] = reference.linear_pair(x, w, v)
 
 
 def _clipped_linear(x: Any, w: Any, clip: Any, y: Any) -> None:
@@ -170,6 +193,27 @@ def _call_bfloat16(x, w, y):  # type: ignore[no-untyped-def]
     call("rows_bfloat16", address, (plain(x), plain(w.rows), plain(w.activation), plain(y)))
 
 
+@overload(_linear_pair)
+def _overload_linear_pair(x, w, v, y, z):  # type: ignore[no-untyped-def]
+    kinds = [getattr(matrix, "instance_class", None) for matrix in (w, v)]
+    return _call_pair if kinds == [CodeMatrix, CodeMatrix] else _call_both
+
+
+def _call_pair(x, w, v, y, z):  # type: ignore[no-untyped-def]
+    if x.shape[0] >= _MANY:
+        _linear(x, w, y)
+        _linear(x, v, z)
+        return
+    first = plain(w.codes), plain(w.scale), plain(w.activation), w.bits, w.block, plain(y)
+    second = plain(v.codes), plain(v.scale), plain(v.activation), v.bits, v.block, plain(z)
+    call("pair", ready("pair"), (plain(x), *first, *second))
+
+
+def _call_both(x, w, v, y, z):  # type: ignore[no-untyped-def]
+    _linear(x, w, y)
+    _linear(x, v, z)
+
+
 @overload(_clipped_linear)
 def _overload_clipped_linear(x, w, clip, y):  # type: ignore[no-untyped-def]
     def clipped(x, w, clip, y):  # type: ignore[no-untyped-def]
@@ -186,6 +230,11 @@ def _overload_clipped_linear(x, w, clip, y):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _linear_jit(x, w, y):  # type: ignore[no-untyped-def]
     _linear(x, w, y)
+
+
+@njit(cache=True)
+def _linear_pair_jit(x, w, v, y, z):  # type: ignore[no-untyped-def]
+    _linear_pair(x, w, v, y, z)
 
 
 @njit(cache=True)

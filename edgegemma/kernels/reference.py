@@ -42,6 +42,11 @@ def linear(x: F32, w: Matrix) -> F32:
     return fake_quantize(product.astype(np.float32), w.activation[1])
 
 
+def linear_pair(x: F32, w: Matrix, v: Matrix) -> tuple[F32, F32]:
+    """Multiply rows by each of two weight matrices."""
+    return linear(x, w), linear(x, v)
+
+
 def clipped_linear(x: F32, w: Matrix, clip: F32) -> F32:
     """Clamp x to clip[0] … clip[1], multiply, clamp to clip[2] … clip[3]; NaN stays NaN."""
     inside = np.clip(x, clip[0], clip[1])
