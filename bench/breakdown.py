@@ -79,9 +79,9 @@ def _timed(call: Any, profile: Profile) -> Any:
     def narrowed(needed: Any) -> Any:
         return _timed(narrow(needed), profile) if narrow else None
 
-    def joined(parts: Any) -> Any:
-        run = join(parts) if join else None
-        return _timed_run(run, name, len(parts), profile) if run else None
+    def joined(parts: Any, pieces: Any) -> Any:
+        found = join(parts, pieces) if join else None
+        return found and (_timed_run(found[0], name, len(parts), profile), found[1])
 
     return dataclasses.replace(
         call,

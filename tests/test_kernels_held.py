@@ -7,9 +7,8 @@ import sys
 
 import numpy as np
 from numba import njit
-from numba.np.numpy_support import carray
 
-from edgegemma.kernels.held import Held, floats, opened
+from edgegemma.kernels.held import Held, opened
 from edgegemma.kernels.linear import CodeMatrix
 
 
@@ -18,12 +17,6 @@ def total(like, address):  # type: ignore[no-untyped-def]
     """Add up everything that is held at an address."""
     held = opened(like, address)
     return held.codes.sum() + held.scale.sum() + held.activation.sum() + held.bits + held.block
-
-
-@njit
-def second_row(address):  # type: ignore[no-untyped-def]
-    """Give row 1 of a float32 [2, 3] array at an address."""
-    return carray(floats(address), (2, 3))[1].copy()
 
 
 def example(seed: int) -> CodeMatrix:
@@ -54,8 +47,3 @@ def test_holding_and_opening_leave_no_reference_behind() -> None:
     gc.collect()
     after = sys.getrefcount(values.codes)
     assert after == before
-
-
-def test_floats_are_read_where_they_are() -> None:
-    array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    np.testing.assert_array_equal(second_row(array.ctypes.data), [3, 4, 5])

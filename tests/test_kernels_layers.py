@@ -238,24 +238,23 @@ def test_a_layer_refuses_inputs_that_do_not_fit_it() -> None:
 def test_layers_of_two_kinds_are_not_run_as_one() -> None:
     make = Maker(0, "float")
     layer = make.decoder_layer(32, 16, 2, 1, 16, 4)
-    cos, cache = make.rows(2, 8), stack.HeldCache(make.cache(8, 1, 16, "float32"))
-    beside = [stack.Beside(make.rows(2, 16), cos, cos, cache)] * 2
+    cache = stack.HeldCache(make.cache(8, 1, 16, "float32"))
     layers = [stack.HeldLayer(layer), stack.HeldLayer(shared(layer))]
     with pytest.raises(InputError, match="several kinds"):
-        stack.decoder_layers(make.rows(2, 32), 0, beside, layers)
+        stack.Stack(layers, [0, 0], [cache, cache])
 
 
 @pytest.mark.parametrize("kind", ["float", "codes"])
 def test_layers_in_a_row_agree_with_reference(kind: str) -> None:
     make = Maker(6, kind)
     layers = [stack.HeldLayer(make.decoder_layer(32, 16, 2, 1, 16, window)) for window in (0, 4, 0)]
-    x, cos, sin = make.rows(5, 32), make.rows(5, 8), make.rows(5, 8)
-    ples = [make.rows(5, 16) for _ in layers]
+    x, ple = make.rows(5, 32), make.rows(15, 16).reshape(5, 3, 16)
+    cos, sin = ([make.rows(5, 8) for _ in range(2)] for _ in range(2))
 
     def run(kernels: Any) -> F32:
         caches = [stack.HeldCache(make.cache(8, 1, 16, "float32")) for _ in layers]
-        beside = [stack.Beside(p, cos, sin, c) for p, c in zip(ples, caches, strict=True)]
-        done: F32 = kernels.decoder_layers(x, 0, beside, layers)
+        whole = stack.Stack(layers, [0, 1, 0], caches)
+        done: F32 = kernels.decoder_layers(x, ple, cos, sin, 0, whole)
         return done
 
     got, want = run(stack), run(reference)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -66,6 +66,7 @@ def test_an_op_gives_what_onnx_says(
     want = ReferenceEvaluator(model).run(None, dict(zip(names, inputs, strict=True)))
     got = OPS[op](attributes, inputs)
     for a, b in zip(got, want, strict=True):
+        assert a is not None
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
 
@@ -109,6 +110,7 @@ def test_values_that_do_not_fit_fail_as_expected(
 
 def test_a_cast_of_nothing_real_is_silent() -> None:
     (got,) = OPS["Cast"]({"to": TensorProto.INT64}, [np.array([np.nan, np.inf], np.float32)])
+    assert got is not None
     assert got.dtype == np.int64
 
 
@@ -184,6 +186,53 @@ def test_a_constant_is_bound_and_one_that_takes_something_is_run() -> None:
     assert z == 7
 
 
+def test_glue_runs_next_to_what_it_needs() -> None:
+    """A function of weights, then glue that needs it not, then glue that does."""
+    nodes = [
+        Node("L", "edgegemma", "first", ("x",), ("a",), {}),
+        Node("L", "edgegemma", "second", ("a",), ("b",), {}),
+        Node("Neg", "", "of x", ("x",), ("c",), {}),
+        Node("Neg", "", "of a", ("a",), ("d",), {}),
+        Node("L", "edgegemma", "third", ("b", "c", "d"), ("e",), {}),
+    ]
+    calls = [plan.Call(node, node.inputs, lambda values, state: [0]) for node in nodes]
+    steps = plan.make(graph_of(nodes), calls, ["e"]).steps
+    assert [step.call.node.name for step in steps] == ["of x", "first", "of a", "second", "third"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "axis", "pieces"),
+    [
+        ([1, 1, 2], 2, {"p": ("x", 0, 4), "q": ("x", 1, 4)}),
+        ([2, 1, 1], 2, {"q": ("x", 2, 4), "r": ("x", 3, 4)}),
+        ([1, 1, 2], 1, {}),
+        ([1, 3], 2, {}),
+    ],
+)
+def test_parts_that_are_one_wide_are_known_to_be_pieces(
+    sizes: list[int], axis: int, pieces: dict[str, tuple[str, int, int]]
+) -> None:
+    nodes = [
+        Node("Constant", "", "sizes", (), ("s",), {"value_ints": sizes}),
+        Node("Split", "", "split", ("x", "s"), ("p", "q", "r"), {"axis": axis}),
+    ]
+    call = plan.glue(graph_of(nodes), cast("Package", None), nodes[1])
+    assert call.pieces == pieces
+
+
+def test_a_split_of_which_only_one_part_is_wanted_gives_only_that() -> None:
+    nodes = [
+        Node("Constant", "", "sizes", (), ("s",), {"value_ints": [1, 2]}),
+        Node("Split", "", "split", ("x", "s"), ("p", "q"), {"axis": 0}),
+    ]
+    graph = graph_of(nodes)
+    calls = [plan.glue(graph, cast("Package", None), node) for node in nodes]
+    (step,) = plan.make(graph, calls, ["q"]).steps
+    first, second = step.call.run([np.arange(3)], None)
+    assert first is None
+    assert second.tolist() == [1, 2]
+
+
 def pair(between: str, beside: str = "y") -> plan.Plan:
     """x → a → b, which may run as one; b takes ``beside`` too, and b and ``between`` are wanted."""
     nodes = [
@@ -191,21 +240,24 @@ def pair(between: str, beside: str = "y") -> plan.Plan:
         Node("L", "", "b", ("a", beside), ("b",), {}),
     ]
 
-    def join(parts: tuple[Any, ...]) -> plan.Run:
-        return lambda values, state: [f"{values} by {parts}", "k of both"]
+    def join(parts: tuple[Any, ...], pieces: Mapping[str, plan.Piece]) -> plan.Joined:
+        numbers = [number for number, _ in parts]
+        names = tuple(name for _, own in parts for name in own)
+        return lambda values, state: [f"{values} by {numbers}", "k of both"], names
 
     def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
         return [f"{values} alone", "k"]
 
+    first, second = (1, ()), (2, (beside,))
     calls = [
-        plan.Call(nodes[0], ("x",), run, reads={"w": 1}, parts=(1,), join=join),
-        plan.Call(nodes[1], ("a", beside), lambda v, s: run(v, s)[:1], parts=(2,), join=join),
+        plan.Call(nodes[0], ("x",), run, reads={"w": 1}, parts=(first,), join=join),
+        plan.Call(nodes[1], ("a", beside), lambda v, s: run(v, s)[:1], parts=(second,), join=join),
     ]
     return plan.make(graph_of(nodes), calls, ["b", between])
 
 
 def test_two_calls_run_as_one_with_the_inputs_of_both() -> None:
-    assert pair("k").run({"x": "X", "y": "Y"}) == ["['X', 'Y'] by (1, 2)", "k of both"]
+    assert pair("k").run({"x": "X", "y": "Y"}) == ["['X', 'Y'] by [1, 2]", "k of both"]
     assert pair("k").reads == {"w": 1}
 
 

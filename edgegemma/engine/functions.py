@@ -8,6 +8,7 @@ in `layers`, the audio tower's in `functions_audio`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -121,9 +122,9 @@ def _per_layer_inputs(package: Package, graph: Graph, node: Node) -> Call:
             return [decoder.per_layer_inputs(x, tokens, matrix, norm, eps)[None]]
 
         reads = w.reads | {"float": matrix.nbytes}
-        return Call(node, names, run, reads=reads, width=2 * layers * width, narrow=narrow)
+        return Call(node, names, run, reads=reads, width=2 * layers * width)
 
-    return narrow(set())
+    return replace(narrow(set()), narrow=narrow)
 
 
 def _ends(graph: Graph, value: str) -> dict[str, int]:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from edgegemma.engine.cache import KVCache
 from edgegemma.engine.graph import Graph, Node
-from edgegemma.engine.plan import Call, Run
+from edgegemma.engine.plan import Call, Joined, Piece
 from edgegemma.engine.values import rows
 from edgegemma.engine.weights import Weights
 from edgegemma.errors import PackageError
@@ -28,7 +29,7 @@ from edgegemma.kernels.plainlayers import (
     DecoderLayerPlainWeights,
     decoder_layer_plain,
 )
-from edgegemma.kernels.stack import Beside, HeldLayer, decoder_layers
+from edgegemma.kernels.stack import HeldLayer, Stack, decoder_layers
 from edgegemma.package import Package
 
 _PAST = re.compile(r"past_key_values\.(\d{1,4})\.key")
@@ -58,6 +59,7 @@ class Layer:
     hidden, half : floats a row of the residual stream, and of cos and sin, has
     own : it owns keys and values
     slot : whose it uses, by the number of their layer
+    beside : names of the values it takes besides the residual stream
     weights : the kernel's
     """
 
@@ -66,6 +68,7 @@ class Layer:
     half: int
     own: bool
     slot: int
+    beside: tuple[str, ...]
     weights: Any
 
 
@@ -150,75 +153,108 @@ def bind(package: Package, graph: Graph, node: Node) -> Call:
     taken = len(given) - len(state_names)
     after = () if own else given[taken:]
     where, weights = f"{graph.name}: {node.name}", kind(**fields)
+    sizes = where, hidden, half, own, slot, given[1:taken]
     if not gated:
-        layer = Layer(where, hidden, half, own, slot, weights)
-        run = partial(_run_plain, layer, w.expert_bytes)
+        run = partial(_run_plain, Layer(*sizes, weights), w.expert_bytes)
         return Call(node, given[:taken], run, after, w.reads, width)
-    layers = (Layer(where, hidden, half, own, slot, HeldLayer(weights)),)
-    run = partial(_run_stack, layers)
-    return Call(node, given[:taken], run, after, w.reads, width, parts=layers, join=_join)
+    layer = Layer(*sizes, HeldLayer(weights))
+    stack = _InARow((layer,), {})
+    inputs = given[0], *stack.inputs
+    return Call(node, inputs, stack, after, w.reads, width, parts=(layer,), join=_join)
 
 
-def _join(layers: tuple[Layer, ...]) -> Run | None:
+def _join(layers: tuple[Layer, ...], pieces: Mapping[str, Piece]) -> Joined | None:
     """Give what runs layers in a row, if one kernel does."""
     first = layers[0]
-    same = all(layer.weights.kind is first.weights.kind for layer in layers)
-    return partial(_run_stack, layers) if same else None
+    alike = {(layer.weights.kind, layer.beside[3]) for layer in layers}
+    halves = {(layer.beside[1:3], layer.half) for layer in layers}
+    tables = {names for names, _ in halves}
+    if alike != {(first.weights.kind, first.beside[3])} or len(tables) != len(halves):
+        return None
+    stack = _InARow(layers, pieces)
+    return stack, stack.inputs
 
 
-def _run_stack(layers: tuple[Layer, ...], values: Sequence[Any], chunk: Chunk) -> Sequence[Any]:
-    """Run layers of one kind; ``values`` are the residual stream, then four of each layer."""
-    first = layers[0]
-    x = rows(first.where, values[0], first.hidden)
-    inputs = _Inputs(len(x), chunk)
-    beside = []
-    for layer, i in zip(layers, range(1, len(values), 4), strict=True):
-        ple, cos, sin, positions = values[i : i + 4]
-        position = inputs.position(layer, positions)
-        per_layer = rows(layer.where, ple, 1, layer.weights.per_layer, count=len(x))[:, 0]
-        tables = inputs.table(layer, cos), inputs.table(layer, sin)
-        beside.append(Beside(per_layer, *tables, chunk.cache.held(layer.slot)))
-    y = decoder_layers(x, position, beside, [layer.weights for layer in layers])
-    present = (None,) * (2 * len(layers)) if first.own else ()
-    return y[None], *present
+class _InARow:
+    """Layers of one kind that run as one call.
+
+    Attributes
+    ----------
+    inputs : names of what it takes besides the residual stream: positions, pairs of cosines and sines, per-layer inputs,
+        each of these or all as the one value of which they are pieces
+    """
+
+    def __init__(self, layers: tuple[Layer, ...], pieces: Mapping[str, Piece]) -> None:
+        self._layers = layers
+        names = [layer.beside[1:3] for layer in layers]
+        pairs = list(dict.fromkeys(names))
+        self._which = [pairs.index(pair) for pair in names]
+        self._halves = [layers[names.index(pair)].half for pair in pairs]
+        parts = [layer.beside[0] for layer in layers]
+        self._piece = _neighbours([pieces.get(name) for name in parts])
+        ple = [self._piece.whole] if self._piece else parts
+        self.inputs = layers[0].beside[3], *(name for pair in pairs for name in pair), *ple
+        self._stacks: WeakKeyDictionary[KVCache, Stack] = WeakKeyDictionary()
+
+    def __call__(self, values: Sequence[Any], chunk: Chunk) -> Sequence[Any]:
+        first, end = self._layers[0], 2 + 2 * len(self._halves)
+        x = rows(first.where, values[0], first.hidden)
+        count = len(x)
+        position = _position(first.where, values[1], count, chunk, first.own)
+        cos, sin = (
+            [
+                rows(first.where, value, half, count=count)
+                for value, half in zip(values[start:end:2], self._halves, strict=True)
+            ]
+            for start in (2, 3)
+        )
+        ple = self._per_layer(values[end:], count)
+        y = decoder_layers(x, ple, cos, sin, position, self._stack(chunk.cache))
+        present = (None,) * (2 * len(self._layers)) if first.own else ()
+        return y[None], *present
+
+    def _per_layer(self, parts: Sequence[Any], count: int) -> Any:
+        """Give the per-layer inputs of all layers side by side."""
+        width, piece = self._layers[0].weights.per_layer, self._piece
+        if piece:
+            whole = rows(self._layers[0].where, parts[0], piece.total, width, count=count)
+            return np.ascontiguousarray(whole[:, piece.place : piece.place + len(self._layers)])
+        each = [
+            rows(layer.where, part, 1, width, count=count)
+            for layer, part in zip(self._layers, parts, strict=True)
+        ]
+        return np.concatenate(each, axis=1)
+
+    def _stack(self, cache: KVCache) -> Stack:
+        """Give the layers with a text's keys and values."""
+        if cache not in self._stacks:
+            held = [cache.held(layer.slot) for layer in self._layers]
+            weights = [layer.weights for layer in self._layers]
+            self._stacks[cache] = Stack(weights, self._which, held)
+        return self._stacks[cache]
+
+
+def _neighbours(pieces: Sequence[Piece | None]) -> Piece | None:
+    """Give the first of pieces of one value that follow each other there; None if they do not."""
+    first = pieces[0]
+    if first is None:
+        return None
+    row = [first._replace(place=first.place + i) for i in range(len(pieces))]
+    return first if row == list(pieces) else None
 
 
 def _run_plain(
     layer: Layer, expert_bytes: int, values: Sequence[Any], chunk: Chunk
 ) -> Sequence[Any]:
     x = rows(layer.where, values[0], layer.hidden)
-    inputs = _Inputs(len(x), chunk)
-    _, cos, sin, positions = values
-    tables = inputs.table(layer, cos), inputs.table(layer, sin)
-    position = inputs.position(layer, positions)
-    y, used = decoder_layer_plain(x, *tables, position, chunk.cache.slot(layer.slot), layer.weights)
+    _, *tables, positions = values
+    cos, sin = (rows(layer.where, table, layer.half, count=len(x)) for table in tables)
+    position = _position(layer.where, positions, len(x), chunk, layer.own)
+    y, used = decoder_layer_plain(
+        x, cos, sin, position, chunk.cache.slot(layer.slot), layer.weights
+    )
     chunk.reads["experts"] += used * expert_bytes
     return (y[None], None, None) if layer.own else (y[None],)
-
-
-class _Inputs:
-    """Checks what layers take besides the residual stream; what several of them take is looked at once."""
-
-    def __init__(self, count: int, chunk: Chunk) -> None:
-        self._count, self._chunk = count, chunk
-        self._tables: dict[tuple[int, int], Any] = {}  # by the value's id: it lives while they run
-        self._positions: dict[int, int] = {}
-
-    def table(self, layer: Layer, value: Any) -> Any:
-        """Give cosines or sines as float32 [S, D/2]."""
-        key = id(value), layer.half
-        if key not in self._tables:
-            self._tables[key] = rows(layer.where, value, layer.half, count=self._count)
-        return self._tables[key]
-
-    def position(self, layer: Layer, value: Any) -> int:
-        """Give the position of the first row, after the graph's positions agree with the cache."""
-        key = id(value)
-        if key not in self._positions:
-            self._positions[key] = _position(
-                layer.where, value, self._count, self._chunk, layer.own
-            )
-        return self._positions[key]
 
 
 def _slot(w: Weights, package: Package, sizes: dict[str, Any], own: bool) -> int:
@@ -246,10 +282,6 @@ def _position(where: str, value: Any, count: int, chunk: Chunk, own: bool) -> in
     """Give the position of the first row, after the graph's positions agree with the cache."""
     positions = rows(where, value, dtype=np.int64, count=count)
     first = chunk.start if own else chunk.stop - count
-    if (
-        count < 1
-        or first < chunk.start
-        or not np.array_equal(positions, np.arange(first, chunk.stop))
-    ):
+    if count < 1 or first < chunk.start or positions.tolist() != list(range(first, chunk.stop)):
         raise PackageError(f"{where}: got other positions than the {count} before {chunk.stop}")
     return first

@@ -17,7 +17,7 @@ from edgegemma.engine.graph import DTYPES, STORAGE
 
 Array = NDArray[Any]
 Attributes = Mapping[str, Any]
-Op = Callable[[Attributes, Sequence[Any]], Sequence[Array]]
+Op = Callable[[Attributes, Sequence[Any]], Sequence[Array | None]]
 
 
 def _cast(attributes: Attributes, values: Sequence[Array]) -> Sequence[Array]:
@@ -76,7 +76,10 @@ def _slice(attributes: Attributes, values: Sequence[Any]) -> Sequence[Array]:
     return [data[tuple(cut)]]
 
 
-def _split(attributes: Attributes, values: Sequence[Any]) -> Sequence[Array]:
+def split(
+    attributes: Attributes, values: Sequence[Any], wanted: Sequence[bool] | None = None
+) -> Sequence[Array | None]:
+    """Split a value; None in the place of a part that is not wanted."""
     data, sizes = values
     axis = attributes.get("axis", 0)
     edges = np.cumsum(sizes)
@@ -84,8 +87,10 @@ def _split(attributes: Attributes, values: Sequence[Any]) -> Sequence[Array]:
         raise ValueError(f"split: got {sizes.tolist()}; want parts of {data.shape[axis]}")
     before = (slice(None),) * (axis % data.ndim)
     return [
-        data[(*before, slice(stop - size, stop))]
-        for size, stop in zip(sizes.tolist(), edges.tolist(), strict=True)
+        data[(*before, slice(stop - size, stop))] if taken else None
+        for size, stop, taken in zip(
+            sizes.tolist(), edges.tolist(), wanted or [True] * len(sizes), strict=True
+        )
     ]
 
 
@@ -108,7 +113,7 @@ OPS: dict[str, Op] = {
     "Neg": _neg,
     "Reshape": _reshape,
     "Slice": _slice,
-    "Split": _split,
+    "Split": split,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
 }

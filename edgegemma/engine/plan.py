@@ -9,16 +9,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgegemma.engine.graph import Graph, Node
-from edgegemma.engine.ops import FAILURES, OPS
+from edgegemma.engine.ops import FAILURES, OPS, Op, split
 from edgegemma.errors import PackageError
 from edgegemma.package import Package
 
 Run = Callable[[Sequence[Any], Any], Sequence[Any]]
+Joined = tuple[Run, tuple[str, ...]]
+
+
+class Piece(NamedTuple):
+    """Where a value is in another one, ``total`` wide, of which it is split off."""
+
+    whole: str
+    place: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -42,12 +52,14 @@ class Call:
         Floats of scratch that the kernel takes for each position, about.
     narrow : callable or None
         From the names of values that are taken later to a call that gives no more than those need.
+    pieces : mapping
+        Outputs that are one wide along the third dimension of a value that the call splits.
     parts : tuple
         What the call consists of, if it may run as one with the call after it.
     join : callable or None
-        From the parts of calls of which each takes the first output of the one before as its first input, to what runs them
-        all: from the inputs of the first and the other inputs of the rest to the first output of the last and the other
-        outputs of all. None if they do not go together.
+        From the parts of calls of which each takes the first output of the one before as its first input, and from pieces
+        that may be taken whole, to what runs them all and the names of what that takes besides the first input. It gives
+        the first output of the last and the other outputs of all. None if they do not go together.
     """
 
     node: Node
@@ -58,8 +70,9 @@ class Call:
     row_bytes: int = 0
     width: int = 0
     narrow: Callable[[Set[str]], Call] | None = None
+    pieces: Mapping[str, Piece] = field(default_factory=dict)
     parts: tuple[Any, ...] = ()
-    join: Callable[[tuple[Any, ...]], Run | None] | None = None
+    join: Callable[[tuple[Any, ...], Mapping[str, Piece]], Joined | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,23 +138,50 @@ class Plan:
 
 
 def make(graph: Graph, calls: Sequence[Call], outputs: Sequence[str]) -> Plan:
-    """Keep the calls that the outputs need, in the graph's order."""
+    """Keep the calls that the outputs need, in the graph's order, but for glue."""
+    steps = _steps(_glue_first(_needed(calls, outputs)), outputs)
+    stretches = _steps(_needed(_joined(steps), outputs), outputs)
+    return Plan(graph.name, tuple(steps), tuple(stretches), tuple(outputs))
+
+
+def _needed(calls: Sequence[Call], outputs: Sequence[str]) -> list[Call]:
     needed, kept = set(outputs), []
     for call in reversed(calls):
         if needed.intersection(call.node.outputs):
             kept.append(call.narrow(needed) if call.narrow else call)
             needed.update(call.inputs, call.after)
+    return kept[::-1]
+
+
+def _steps(calls: Sequence[Call], outputs: Sequence[str]) -> list[Step]:
     alive, steps = set(outputs), []
-    for call in kept:  # backwards: the first use met is the last
+    for call in reversed(calls):  # the first use met is the last
         touched = {name for name in (*call.inputs, *call.node.outputs) if name}
-        frees = tuple(sorted(touched - alive))
+        steps.append(Step(call, tuple(sorted(touched - alive))))
         alive |= touched
-        steps.append(Step(call, frees))
-    steps.reverse()
-    return Plan(graph.name, tuple(steps), tuple(_joined(steps)), tuple(outputs))
+    return steps[::-1]
 
 
-def _joined(steps: Sequence[Step]) -> list[Step]:
+def _glue_first(calls: Sequence[Call]) -> list[Call]:
+    """Move glue up to right behind the last function call that it needs.
+
+    A function's weights push the interpreter out of the CPU's caches, so what runs next to other Python is several times faster.
+    """
+    after: dict[str, int] = {}  # the function calls before which a value is not there
+    places, functions = [], 0
+    for call in calls:
+        place = max((after.get(name, 0) for name in (*call.inputs, *call.after)), default=0)
+        if call.node.domain:
+            functions += 1
+            place = functions
+        places.append((place, not call.node.domain))
+        after |= dict.fromkeys(call.node.outputs, place)
+    order = sorted(range(len(calls)), key=places.__getitem__)
+    return [calls[i] for i in order]
+
+
+def _joined(steps: Sequence[Step]) -> list[Call]:
+    """Give the calls of steps, with those in one that can run as one; it takes whole what was split for it."""
     joined: list[Step] = []
     for step in steps:
         both = _both(joined[-1], step) if joined else None
@@ -149,7 +189,8 @@ def _joined(steps: Sequence[Step]) -> list[Step]:
             joined[-1] = both
         else:
             joined.append(step)
-    return joined
+    pieces = {name: piece for step in steps for name, piece in step.call.pieces.items()}
+    return [_taking_whole(step.call, pieces) for step in joined]
 
 
 def _both(first: Step, second: Step) -> Step | None:
@@ -161,15 +202,25 @@ def _both(first: Step, second: Step) -> Step | None:
     if set(one.node.outputs).intersection(other.inputs[1:]):
         return None
     parts = one.parts + other.parts
-    run = one.join(parts)
-    if run is None:
+    joined = one.join(parts, {})
+    if joined is None:
         return None
+    run, names = joined
     node = replace(one.node, outputs=(other.node.outputs[0], *rest, *other.node.outputs[1:]))
-    inputs = one.inputs + other.inputs[1:]
     reads = _summed((one.reads, other.reads))
     frees = sorted({*first.frees, *second.frees} - {value})
+    inputs = one.inputs[0], *names
     call = replace(one, node=node, inputs=inputs, run=run, reads=reads, parts=parts)
     return Step(call, tuple(frees))
+
+
+def _taking_whole(call: Call, pieces: Mapping[str, Piece]) -> Call:
+    if call.join is None or pieces.keys().isdisjoint(call.inputs):
+        return call
+    joined = call.join(call.parts, pieces)
+    if joined is None:
+        return call
+    return replace(call, inputs=(call.inputs[0], *joined[1]), run=joined[0])
 
 
 def _summed(reads: Iterable[Mapping[str, int]]) -> Mapping[str, int]:
@@ -183,24 +234,17 @@ def _summed(reads: Iterable[Mapping[str, int]]) -> Mapping[str, int]:
 def glue(graph: Graph, package: Package, node: Node) -> Call:
     """Make an op ready to run; inputs that are constants are bound."""
     op, attributes = OPS[node.op], node.attributes
-    alone = [one for one in graph.nodes if one.op == "Constant" and not (one.domain or one.inputs)]
-    given = {name: one for one in alone for name in one.outputs}
-    constants: dict[int, Any] = {}
-    for i, name in enumerate(node.inputs):
-        if name in graph.tensors:
-            constants[i] = graph.tensors[name].array(package)
-        elif name in given:
-            (constants[i],) = glue(graph, package, given[name]).run((), None)
-    names = tuple(name for i, name in enumerate(node.inputs) if i not in constants)
-    places = [i for i in range(len(node.inputs)) if i not in constants]
+    bound = [_constant(graph, package, name) for name in node.inputs]
+    places = [i for i, value in enumerate(bound) if value is None]
+    names = tuple(node.inputs[i] for i in places)
 
-    def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
+    def run(values: Sequence[Any], state: Any, op: Op = op) -> Sequence[Any]:
         del state
-        every: list[Any] = [constants.get(i) for i in range(len(node.inputs))]
+        every = bound.copy()
         for place, value in zip(places, values, strict=True):
             every[place] = value
         try:
-            if not all(value is None or isinstance(value, np.ndarray) for value in every):
+            if not all(value is None or isinstance(value, np.ndarray) for value in values):
                 raise TypeError("got keys or values of the cache; want an array")
             results = op(attributes, every)
         except FAILURES as error:
@@ -209,4 +253,38 @@ def glue(graph: Graph, package: Package, node: Node) -> Call:
             raise PackageError(f"{graph.name}: {node.name!r}: gives {len(results)} outputs")
         return results
 
-    return Call(node, names, run)
+    if node.op != "Split":
+        return Call(node, names, run)
+
+    def narrow(needed: Set[str]) -> Call:
+        wanted = [name in needed for name in node.outputs]
+        some = partial(run, op=partial(split, wanted=wanted))
+        return Call(node, names, some, narrow=narrow, pieces=pieces)
+
+    pieces = _pieces(node, bound[1:])
+    return Call(node, names, run, narrow=narrow, pieces=pieces)
+
+
+def _constant(graph: Graph, package: Package, name: str) -> Any:
+    """Give a value that is the same in each run; None for others."""
+    if name in graph.tensors:
+        return graph.tensors[name].array(package)
+    for node in graph.nodes:
+        if node.op == "Constant" and name in node.outputs and not (node.domain or node.inputs):
+            return glue(graph, package, node).run((), None)[0]
+    return None
+
+
+def _pieces(node: Node, sizes: Sequence[Any]) -> dict[str, Piece]:
+    """Give the outputs of a Split along the third dimension, by sizes that are constant, that are one wide."""
+    if node.attributes.get("axis", 0) != 2 or len(sizes) != 1 or sizes[0] is None:
+        return {}
+    wide = sizes[0].tolist()
+    if len(wide) != len(node.outputs) or min(wide) < 1:
+        return {}
+    places = [sum(wide[:i]) for i in range(len(wide))]
+    return {
+        name: Piece(node.inputs[0], place, sum(wide))
+        for name, place, size in zip(node.outputs, places, wide, strict=True)
+        if size == 1
+    }

@@ -92,16 +92,6 @@ def _opened_intrinsic(_context, like, address):  # type: ignore[no-untyped-def]
     return like(like, types.int64), codegen
 
 
-def _floats_intrinsic(_context, address):  # type: ignore[no-untyped-def]
-    """Give an address as that of float32 numbers."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        return b.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(types.float32)(types.int64), codegen
-
-
 _size: Any = intrinsic(_size_intrinsic)
 _write: Any = intrinsic(_write_intrinsic)
 opened: Any = intrinsic(_opened_intrinsic)
-floats: Any = intrinsic(_floats_intrinsic)

@@ -17,7 +17,7 @@ from edgegemma.kernels.decoder import DecoderLayerSharedWeights, DecoderLayerWei
 from edgegemma.kernels.kvcache import KV
 from edgegemma.kernels.linear import FloatMatrix, Matrix
 from edgegemma.kernels.reference import linear
-from edgegemma.kernels.stack import Beside, HeldLayer
+from edgegemma.kernels.stack import Stack
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -162,13 +162,14 @@ def decoder_layer(
 
 
 def decoder_layers(
-    x: F32, position: int, beside: Sequence[Beside], layers: Sequence[HeldLayer]
+    x: F32, ple: F32, cos: Sequence[F32], sin: Sequence[F32], position: int, stack: Stack
 ) -> F32:
     """Layers one after the other."""
-    for (ple, cos, sin, cache), layer in zip(beside, layers, strict=True):
+    for i, (layer, cache) in enumerate(zip(stack.layers, stack.caches, strict=True)):
         weights: Any = layer.values
         kv: Any = cache.values
-        x = decoder_layer(x, ple, cos, sin, position, kv, weights)
+        which = stack.tables[i]
+        x = decoder_layer(x, ple[:, i], cos[which], sin[which], position, kv, weights)
     return x
 
 

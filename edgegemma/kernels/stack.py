@@ -1,18 +1,16 @@
 """Decoder layers, one after the other in one compiled call.
 
 Between two layers Python would check, take arrays apart and look names up, in code that the weights of the last layer have just
-pushed out of the caches: a tenth of a token. So everything is checked before the first layer runs, and what changes from layer to
-layer is handed over as addresses. Meaning: ``reference_layers.decoder_layers``.
+pushed out of the caches: a tenth of a token. So what does not change from token to token is checked once, the rest before the first
+layer runs, and caches and weights are handed over as addresses. Meaning: ``reference_layers.decoder_layers``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numba import njit
-from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
@@ -20,13 +18,14 @@ from edgegemma.kernels.decoder import (
     DecoderLayerSharedWeights,
     DecoderLayerWeights,
     _decoder_layer,
-    _rows_of,
     matrix_shape,
 )
-from edgegemma.kernels.held import Held, floats, opened
+from edgegemma.kernels.held import Held, opened
 from edgegemma.kernels.kvcache import KV, check_entries, check_room
+from edgegemma.kernels.norms import _copy
 
 F32 = NDArray[np.float32]
+NO_END = 1 << 62
 
 
 class HeldLayer(Held):
@@ -65,20 +64,62 @@ class HeldCache(Held):
         self.heads = tuple(heads)
 
 
-class Beside(NamedTuple):
-    """What a layer takes besides the residual stream.
+class Stack:
+    """Layers in a row with the caches that they write and read, checked once for all tokens.
 
-    Attributes
+    Parameters
     ----------
-    ple : float32 [S, P], its per-layer inputs
-    cos, sin : float32 [S, D/2], of the chunk's positions
-    cache : the keys and values it writes and reads, or reads
+    layers : sequence of HeldLayer
+        All of one kind; trusted, whoever binds them has checked the shapes of their weights.
+    tables : sequence of int
+        Which pair of cosines and sines each layer takes.
+    caches : sequence of HeldCache
+        Those of each layer, all of one kind.
+
+    Raises
+    ------
+    InputError
+        Layers or caches of several kinds, or a cache for other heads.
     """
 
-    ple: F32
-    cos: F32
-    sin: F32
-    cache: HeldCache
+    def __init__(
+        self, layers: Sequence[HeldLayer], tables: Sequence[int], caches: Sequence[HeldCache]
+    ) -> None:
+        self.layers, self.caches, self.tables = tuple(layers), tuple(caches), np.array(tables)
+        self.hidden, self.per_layer = layers[0].hidden, layers[0].per_layer
+        for layer, cache in zip(layers, caches, strict=True):
+            if layer.kind is not layers[0].kind or cache.kind is not caches[0].kind:
+                raise InputError("decoder layers: got several kinds; want one")
+            if (layer.hidden, layer.per_layer) != (self.hidden, self.per_layer):
+                raise InputError("decoder layers: got several widths; want one")
+            if cache.heads != layer.heads:
+                raise InputError(
+                    f"decoder layer: got a cache of {cache.heads} for this layer's heads"
+                )
+        pairs = zip(tables, (layer.half for layer in layers), strict=True)
+        self.halves = [half for _, half in sorted(set(pairs))]
+        if sorted(set(tables)) != list(range(len(self.halves))):
+            raise InputError("decoder layers: got one table for several widths of a head")
+        starts = np.cumsum([0, *self.halves, *self.halves])
+        cos, sin = starts[self.tables], starts[self.tables + len(self.halves)]
+        held = [(cache.address, layer.address) for layer, cache in self._both()]
+        self.rows = np.column_stack([cos, sin, np.array(held)])
+        full = [cache.capacity for layer, cache in self._both() if not layer.window]
+        rings = [(cache.capacity, layer.window) for layer, cache in self._both() if layer.window]
+        self._full = min(full, default=NO_END)
+        self._ring = min((capacity for capacity, _ in rings), default=NO_END)
+        self._chunk = min((capacity - window + 1 for capacity, window in rings), default=NO_END)
+
+    def _both(self) -> Iterator[tuple[HeldLayer, HeldCache]]:
+        return zip(self.layers, self.caches, strict=True)
+
+    def check_room(self, position: int, count: int) -> None:
+        """Refuse more rows than every cache has room for."""
+        end = position + count
+        fit = end <= self._full and (end <= self._ring or count <= self._chunk)
+        if position < 0 or not fit:  # layers may differ in what ends first
+            for layer, cache in self._both():
+                check_room("decoder layer", cache.capacity, position, count, layer.window)
 
 
 def decoder_layer(
@@ -90,73 +131,63 @@ def decoder_layer(
     cache: KV,
     layer: DecoderLayerWeights | DecoderLayerSharedWeights,
 ) -> F32:
-    """Run one layer; see `decoder_layers`."""
-    beside = Beside(ple, cos, sin, HeldCache(cache))
-    return decoder_layers(x, position, [beside], [HeldLayer(layer)])
+    """Run one layer; ple float32 [S, P], its per-layer inputs. See `decoder_layers`."""
+    stack = Stack([HeldLayer(layer)], [0], [HeldCache(cache)])
+    return decoder_layers(x, ple[:, None], [cos], [sin], position, stack)
 
 
 def decoder_layers(
-    x: F32, position: int, beside: Sequence[Beside], layers: Sequence[HeldLayer]
+    x: F32, ple: F32, cos: Sequence[F32], sin: Sequence[F32], position: int, stack: Stack
 ) -> F32:
     """Run layers: write the chunk's keys and values into the cache where a layer owns some, attend, feed forward.
 
     Parameters
     ----------
     x : float32 [S, H]
+    ple : float32 [S, L, P], the per-layer inputs of the L layers
+    cos, sin : float32 [S, D/2], of the chunk's positions; a pair of each for every table of the stack
     position : that of ``x[0]``
-    beside : for each layer; C-contiguous
-    layers : all of one kind (`Held.kind`); trusted, whoever binds them has checked the shapes of their weights
+    stack : the layers
 
     Returns
     -------
     float32 [S, H]
     """
-    if x.ndim != 2 or x.dtype != np.float32:
-        raise InputError(f"decoder layer: got x {x.dtype} {x.shape}; want float32 [S, H]")
-    first, one = layers[0], beside[0].cache
-    places: dict[int, int] = {}  # of arrays that several layers take, by their ids
-    table = []
-    for layer, given in zip(layers, beside, strict=True):
-        if layer.kind is not first.kind or given.cache.kind is not one.kind:
-            raise InputError("decoder layers: got several kinds; want one")
-        _check(x.shape, position, given, layer)
-        for array in given[:3]:
-            if id(array) not in places:
-                places[id(array)] = _address(array)
-        where = [places[id(array)] for array in given[:3]]
-        table.append((*where, given.cache.address, layer.address))
-    y = np.array(x, order="C")
-    _decoder_layers(y, position, np.array(table, np.int64), one.values, first.values)
+    count, layers = len(x), len(stack.layers)
+    _check("x", x, (count, stack.hidden))
+    _check("per-layer input", ple, (count, layers, stack.per_layer))
+    for given in (cos, sin):
+        for table, half in zip(given, stack.halves, strict=True):
+            _check("cos or sin", table, (count, half))
+    stack.check_room(position, count)
+    y, tables = np.array(x, order="C"), np.concatenate([*cos, *sin], axis=None)
+    cache, weights = stack.caches[0].values, stack.layers[0].values
+    _decoder_layers(y, ple, tables, position, stack.rows, cache, weights)
     return y
 
 
-def _check(shape: tuple[int, ...], position: int, beside: Beside, layer: HeldLayer) -> None:
+def _check(what: str, array: F32, shape: tuple[int, ...]) -> None:
     """Refuse what does not fit: compiled code does not look where it reads."""
-    ple, cos, sin, cache = beside
-    count, hidden = shape
-    if hidden != layer.hidden or ple.shape != (count, layer.per_layer):
-        raise InputError(f"decoder layer: got x {shape}, per-layer input {ple.shape}")
-    if cos.shape != (count, layer.half) or sin.shape != cos.shape:
-        want = count, layer.half
-        raise InputError(f"decoder layer: got cos {cos.shape}, sin {sin.shape}; want {want}")
-    if cache.heads != layer.heads:
-        raise InputError(f"decoder layer: got a cache of {cache.heads} for this layer's heads")
-    check_room("decoder layer", cache.capacity, position, count, layer.window)
-
-
-def _address(array: F32) -> int:
-    if array.dtype != np.float32 or not array.flags.c_contiguous:
-        raise InputError(f"decoder layer: got {array.dtype}; want contiguous float32")
-    return int(array.ctypes.data)
+    if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
+        raise InputError(
+            f"decoder layer: got {what} {array.dtype} {array.shape}; want contiguous float32 {shape}"
+        )
 
 
 @njit(cache=True)
-def _decoder_layers(x, position, table, cache, w):  # type: ignore[no-untyped-def]
-    """Run layers on x in place; ``cache`` and ``w`` are those of any of them, for their types."""
+def _decoder_layers(x, ples, tables, position, rows, cache, w):  # type: ignore[no-untyped-def]
+    """Run layers on x in place; ``cache`` and ``w`` are those of any of them, for their types.
+
+    A row is of a layer: where its cosines and its sines begin in ``tables``, for one position, and the addresses of its cache
+    and its weights.
+    """
     count = x.shape[0]
-    for row in table:
-        kv, layer = opened(cache, row[3]), opened(w, row[4])
-        ple = carray(floats(row[0]), (count, _rows_of(layer.per_layer_input_gate)))
-        cos = carray(floats(row[1]), (count, layer.head_dim // 2))
-        sin = carray(floats(row[2]), (count, layer.head_dim // 2))
+    ple = np.empty((count, ples.shape[2]), np.float32)
+    for i in range(rows.shape[0]):
+        kv, layer = opened(cache, rows[i, 2]), opened(w, rows[i, 3])
+        half = layer.head_dim // 2
+        first, second = count * rows[i, 0], count * rows[i, 1]
+        cos = tables[first : first + count * half].reshape((count, half))
+        sin = tables[second : second + count * half].reshape((count, half))
+        _copy(ples[:, i], ple)
         _decoder_layer(x, ple, cos, sin, position, kv, layer)
