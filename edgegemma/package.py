@@ -157,16 +157,15 @@ class Package:
         uint8 [n, row_bytes]
         """
         size = self._member(name).size
-        highest = int(indices.max(initial=-1))
-        if offset < 0 or row_bytes <= 0 or int(indices.min(initial=0)) < 0:
-            raise PackageError(f"{name}: got a row at a negative place; want rows from 0 on")
-        if offset + (highest + 1) * row_bytes > size:
-            end = offset + (highest + 1) * row_bytes
-            raise PackageError(
-                f"{name}: got row {highest} ending at byte {end}; want at most {size}"
-            )
         rows = np.empty((len(indices), row_bytes), np.uint8)
         for i, index in enumerate(indices.tolist()):
+            end = offset + (index + 1) * row_bytes
+            if offset < 0 or row_bytes <= 0 or index < 0:
+                raise PackageError(f"{name}: got a row at a negative place; want rows from 0 on")
+            if end > size:
+                raise PackageError(
+                    f"{name}: got row {index} ending at byte {end}; want at most {size}"
+                )
             key = (name, offset, row_bytes, index)
             row = self._rows.get(key)
             if row is None:

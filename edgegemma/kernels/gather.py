@@ -56,11 +56,17 @@ def gather_rows(rows: U8, scale: F32, bits: int, multiplier: float) -> F32:
 @njit(cache=True)
 def _decode(rows, scale, bits, multiplier, y):  # type: ignore[no-untyped-def]
     per_byte = 8 // bits
+    byte_shift, in_byte = (
+        per_byte >> 1,
+        per_byte - 1,
+    )  # 4, 2 or 1 codes a byte: 2, 1 or 0 bits of an index
     mask, middle = (1 << bits) - 1, 1 << (bits - 1)
     size = y.shape[1] // scale.shape[1]
     factor = np.float32(multiplier)
     for s in range(rows.shape[0]):
-        for i in range(y.shape[1]):
-            byte = np.int64(rows[s, i // per_byte])
-            code = ((byte >> (bits * (i % per_byte))) & mask) - middle
-            y[s, i] = np.float32(code) * scale[s, i // size] * factor
+        for group in range(scale.shape[1]):
+            step = scale[s, group]
+            for i in range(group * size, group * size + size):
+                byte = np.int32(rows[s, i >> byte_shift])
+                code = ((byte >> (bits * (i & in_byte))) & mask) - middle
+                y[s, i] = np.float32(code) * step * factor
