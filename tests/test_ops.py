@@ -201,19 +201,22 @@ def test_glue_runs_next_to_what_it_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "axis", "pieces"),
+    ("kind", "sizes", "axis", "pieces"),
     [
-        ([1, 1, 2], 2, {"p": ("x", 0, 4), "q": ("x", 1, 4)}),
-        ([2, 1, 1], 2, {"q": ("x", 2, 4), "r": ("x", 3, 4)}),
-        ([1, 1, 2], 1, {}),
-        ([1, 3], 2, {}),
+        ("value_ints", [1, 1, 2], 2, {"p": ("x", 0, 4), "q": ("x", 1, 4)}),
+        ("value_ints", [2, 1, 1], 2, {"q": ("x", 2, 4), "r": ("x", 3, 4)}),
+        ("value_ints", [1, 1, 2], 1, {}),
+        ("value_ints", [1, 3], 2, {}),
+        ("value_ints", [1, 1, 0], 2, {}),
+        ("value_int", 3, 2, {}),
+        ("value_floats", [1.0, 1.0, 1.0], 2, {}),
     ],
 )
 def test_parts_that_are_one_wide_are_known_to_be_pieces(
-    sizes: list[int], axis: int, pieces: dict[str, tuple[str, int, int]]
+    kind: str, sizes: Any, axis: int, pieces: dict[str, tuple[str, int, int]]
 ) -> None:
     nodes = [
-        Node("Constant", "", "sizes", (), ("s",), {"value_ints": sizes}),
+        Node("Constant", "", "sizes", (), ("s",), {kind: sizes}),
         Node("Split", "", "split", ("x", "s"), ("p", "q", "r"), {"axis": axis}),
     ]
     call = plan.glue(graph_of(nodes), cast("Package", None), nodes[1])

@@ -279,8 +279,10 @@ def _pieces(node: Node, sizes: Sequence[Any]) -> dict[str, Piece]:
     """Give the outputs of a Split along the third dimension, by sizes that are constant, that are one wide."""
     if node.attributes.get("axis", 0) != 2 or len(sizes) != 1 or sizes[0] is None:
         return {}
+    if sizes[0].dtype != np.int64 or sizes[0].shape != (len(node.outputs),):
+        return {}
     wide = sizes[0].tolist()
-    if len(wide) != len(node.outputs) or min(wide) < 1:
+    if min(wide) < 1:
         return {}
     places = [sum(wide[:i]) for i in range(len(wide))]
     return {
