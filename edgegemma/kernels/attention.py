@@ -8,9 +8,11 @@ position alone, bit for bit, not on the chunk it came in nor on the number of th
 
 from __future__ import annotations
 
-import numba
+from typing import Any
+
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, typeof, types
+from numba.extending import overload
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
@@ -18,6 +20,7 @@ from edgegemma.kernels import simd
 from edgegemma.kernels.digits import _digit_scores, _in_digits, _rounded, _two_digits
 from edgegemma.kernels.floattiles import COLUMNS, ROWS, WIDE, add_weighted, dots
 from edgegemma.kernels.kvcache import KV, check_cache
+from edgegemma.kernels.late import Kernel, call, ready
 from edgegemma.kernels.manyqueries import PANEL, _attend_tiles
 from edgegemma.kernels.scores import BLOCK, ROOM, _merge, _oldest, _scale_keys, _softmax
 
@@ -28,10 +31,6 @@ _BUDGET = 1 << 20  # floats of block sums kept at a time: 4 MiB
 _LANES = simd.LANES
 _LONG = 64  # blocks of queries from which on joining them is shared among the threads
 _KEYS = 16  # whose values are added before sums go back to memory: 8 KiB of 512 int8 in a row
-
-# Registers the pool's entry points with LLVM. Numba does so when it loads a parallel function, but forgets it for
-# a function compiled on top of a parallel one that came from the cache: such a one, loaded, would call address 0.
-numba.get_num_threads()
 
 
 def attend(q: F32, cache: KV, position: int, window: int) -> F32:
@@ -57,12 +56,35 @@ def attend(q: F32, cache: KV, position: int, window: int) -> F32:
     if q.shape[2] != width or q.shape[1] % kv_heads:
         raise InputError(f"attend: got q {q.shape}; want a multiple of {kv_heads} heads of {width}")
     out = np.empty_like(q)
-    _attend(q, cache, position, window, out)
+    _attend_jit(q, cache, position, window, out)
     return out
 
 
+def _attend(q: Any, cache: Any, position: Any, window: Any, out: Any) -> None:
+    """Write to out what queries see; call it from compiled code."""
+    raise NotImplementedError
+
+
+@overload(_attend)
+def _overload_attend(q, cache, position, window, out):  # type: ignore[no-untyped-def]
+    return _call_int8 if cache.types[0].dtype == types.int8 else _call_float32
+
+
+def _call_int8(q, cache, position, window, out):  # type: ignore[no-untyped-def]
+    call("attend_int8", ready("attend_int8"), (q, cache, position, window, out))
+
+
+def _call_float32(q, cache, position, window, out):  # type: ignore[no-untyped-def]
+    call("attend_float32", ready("attend_float32"), (q, cache, position, window, out))
+
+
 @njit(cache=True)
-def _attend(q, cache, position, window, out):  # type: ignore[no-untyped-def]
+def _attend_jit(q, cache, position, window, out):  # type: ignore[no-untyped-def]
+    _attend(q, cache, position, window, out)
+
+
+def _attend_grouped(q, cache, position, window, out):  # type: ignore[no-untyped-def]
+    """Attend with any number of heads to a K/V head."""
     kv_heads = cache.keys.shape[1]
     group = q.shape[1] // kv_heads
     if group % 4 == 0:
@@ -287,3 +309,14 @@ def _short_weighted(weights, values, g, start, stop, sums):  # type: ignore[no-u
             weight = weights[h // 4, 4 * (p - start) + h % 4]
             for i in range(v.size):
                 sums[h, i] = sums[h, i] + weight * np.float32(v[i])
+
+
+_ROWS = types.Array(types.float32, 3, "C")
+for _name, _kind in (("int8", np.int8), ("float32", np.float32)):
+    _entries, _scales = np.empty((0, 0, 0), _kind), np.empty((0, 0), np.float32)
+    _kv = typeof(KV(_entries, _entries, _scales, _scales))
+    Kernel(
+        f"attend_{_name}",
+        types.void(_ROWS, _kv, types.int64, types.int64, _ROWS),
+        _attend_grouped,
+    )

@@ -6,6 +6,7 @@ while weights stream through the caches. A tuple that is `Held` was taken apart 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,9 +33,13 @@ class Held:
 
     def __init__(self, values: NamedTuple) -> None:
         self.values, self.kind = values, typeof(values)
-        self._room = np.empty(_hold(values, np.empty(0, np.uint8)), np.uint8)
-        _hold(values, self._room)
-        self.address = int(self._room.ctypes.data)
+
+    @cached_property
+    def address(self) -> int:
+        """Where the tuple is: put there when first asked for, so that opening a model compiles nothing."""
+        self._room = np.empty(_hold(self.values, np.empty(0, np.uint8)), np.uint8)
+        _hold(self.values, self._room)
+        return int(self._room.ctypes.data)
 
 
 @njit(cache=True)

@@ -65,8 +65,8 @@ def _fill(place: int) -> None:
     _by_cell[place].fill()
 
 
-# Numba tells LLVM of its thread pool when it loads a parallel function, but not when one comes from the
-# cache within another: see attention.py.
+# Registers the pool's entry points with LLVM. Numba does so when it loads a parallel function, but forgets it for
+# a function compiled on top of a parallel one that came from the cache: such a one, loaded, would call address 0.
 numba.get_num_threads()
 llvm.add_symbol(_FILL, ctypes.cast(_fill, ctypes.c_void_p).value)
 
