@@ -11,26 +11,23 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, typeof, types
+from numba import njit, prange, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
-from edgegemma.kernels import simd
-from edgegemma.kernels.digits import _digit_scores, _in_digits, _rounded, _two_digits
-from edgegemma.kernels.floattiles import COLUMNS, ROWS, WIDE, add_weighted, dots
+from edgegemma.kernels.blocks import KINDS, _block_ready, _call_block, of_int8
+from edgegemma.kernels.digits import _in_digits, _rounded, _two_digits
 from edgegemma.kernels.kvcache import KV, check_cache
 from edgegemma.kernels.late import Kernel, call, ready
 from edgegemma.kernels.manyqueries import PANEL, _attend_tiles
-from edgegemma.kernels.scores import BLOCK, ROOM, _merge, _oldest, _scale_keys, _softmax
+from edgegemma.kernels.scores import BLOCK, _merge, _oldest
 
 F32 = NDArray[np.float32]
 
 _MANY = 32  # queries from which on their tiles keep every thread busy
 _BUDGET = 1 << 20  # floats of block sums kept at a time: 4 MiB
-_LANES = simd.LANES
 _LONG = 64  # blocks of queries from which on joining them is shared among the threads
-_KEYS = 16  # whose values are added before sums go back to memory: 8 KiB of 512 int8 in a row
 
 
 def attend(q: F32, cache: KV, position: int, window: int) -> F32:
@@ -67,15 +64,13 @@ def _attend(q: Any, cache: Any, position: Any, window: Any, out: Any) -> None:
 
 @overload(_attend)
 def _overload_attend(q, cache, position, window, out):  # type: ignore[no-untyped-def]
-    return _call_int8 if cache.types[0].dtype == types.int8 else _call_float32
+    def int8(q, cache, position, window, out):  # type: ignore[no-untyped-def]
+        call("attend_int8", ready("attend_int8"), (q, cache, position, window, out))
 
+    def float32(q, cache, position, window, out):  # type: ignore[no-untyped-def]
+        call("attend_float32", ready("attend_float32"), (q, cache, position, window, out))
 
-def _call_int8(q, cache, position, window, out):  # type: ignore[no-untyped-def]
-    call("attend_int8", ready("attend_int8"), (q, cache, position, window, out))
-
-
-def _call_float32(q, cache, position, window, out):  # type: ignore[no-untyped-def]
-    call("attend_float32", ready("attend_float32"), (q, cache, position, window, out))
+    return int8 if of_int8(cache) else float32
 
 
 @njit(cache=True)
@@ -195,128 +190,24 @@ def _join(out, peak, total, h, block_peak, block_total, block_sum):  # type: ign
 def _blocks(q, digits, s0, size, cache, seen, peaks, totals, sums):  # type: ignore[no-untyped-def]
     """Fill peaks, totals, sums for every block, K/V head and query s0 … s0 + size; queries of a block are neighbours."""
     jobs = seen[3] * cache.keys.shape[1] * size
+    address = _block_ready(cache)
     if jobs == 1:  # no fork and join for a single block
-        _block(q, digits, s0, size, cache, seen, peaks, totals, sums, 0)
+        _call_block(address, (q, digits, s0, size, cache, seen, peaks, totals, sums, 0))
     else:
-        _blocks_shared(q, digits, s0, size, cache, seen, peaks, totals, sums, jobs)
+        _blocks_shared(address, q, digits, s0, size, cache, seen, peaks, totals, sums, jobs)
 
 
 @njit(parallel=True, cache=True)
-def _blocks_shared(q, digits, s0, size, cache, seen, peaks, totals, sums, jobs):  # type: ignore[no-untyped-def]
+def _blocks_shared(address, q, digits, s0, size, cache, seen, peaks, totals, sums, jobs):  # type: ignore[no-untyped-def]
     """Do every `_block`, on all threads."""
     for job in prange(jobs):
-        _block(q, digits, s0, size, cache, seen, peaks, totals, sums, job)
-
-
-@njit(cache=True)
-def _block(q, digits, s0, size, cache, seen, peaks, totals, sums, job):  # type: ignore[no-untyped-def]
-    """Fill what is of one block, K/V head and query."""
-    position, window, first, _ = seen
-    kv_heads = cache.keys.shape[1]
-    s = s0 + job % size
-    g = job // size % kv_heads
-    start = (first + job // size // kv_heads) * BLOCK
-    stop = min(start + BLOCK, position + s + 1)
-    start = max(start, _oldest(position + s, window))
-    if start >= stop:
-        totals[job, :] = np.float32(0.0)
-        return
-    group = peaks.shape[1]
-    weights = np.empty((group // 4, ROOM), np.float32)
-    flat = weights.reshape(weights.size)
-    if _in_digits(cache.keys):
-        row = s * q.shape[1] + g * group
-        for h in range(0, group, 4):
-            _digit_scores(digits, row + h, cache.keys, g, start, stop, flat, h // 4 * ROOM)
-    else:
-        _scores(q[s, g * group : (g + 1) * group], cache, g, start, stop, weights)
-    for h in range(0, group, 4):
-        at = h // 4 * ROOM
-        _scale_keys(flat, at, cache.key_scale, g, start, stop - start)
-        _softmax(flat, at, stop - start, peaks[job, h : h + 4], totals[job, h : h + 4])
-        _scale_keys(flat, at, cache.value_scale, g, start, stop - start)
-    _weighted(weights, cache, g, start, stop, sums[job])
-
-
-@njit(cache=True)
-def _scores(q, cache, g, start, stop, scores):  # type: ignore[no-untyped-def]
-    """Write q·k for keys start … stop of K/V head g."""
-    heads, width = q.shape
-    if width % _LANES:
-        _short_scores(q, cache.keys, g, start, stop, scores)
-        return
-    capacity, kv_heads, _ = cache.keys.shape
-    step, count, last = kv_heads * width, width // _LANES, width - _LANES
-    flat, whole = scores.reshape(scores.size), heads // WIDE * WIDE
-    for p in range(start, stop, COLUMNS):
-        j0 = p % capacity * step + g * width
-        j1 = min(p + 1, stop - 1) % capacity * step + g * width
-        j2 = min(p + 2, stop - 1) % capacity * step + g * width
-        at = 4 * (p - start)
-        for h in range(0, whole, WIDE):
-            i = at + h // 4 * ROOM
-            dots(flat, i, ROOM, q, h * width, width, cache.keys, j0, j1, j2, count, last, WIDE)
-        for h in range(whole, heads, ROWS):
-            i = at + h // 4 * ROOM
-            dots(flat, i, ROOM, q, h * width, width, cache.keys, j0, j1, j2, count, last, ROWS)
-
-
-@njit(cache=True)
-def _short_scores(q, keys, g, start, stop, scores):  # type: ignore[no-untyped-def]
-    """Do what `_scores` does for heads that are no whole vectors."""
-    for p in range(start, stop):
-        key = keys[p % keys.shape[0], g]
-        for h in range(q.shape[0]):
-            total = np.float32(0.0)
-            for i in range(q.shape[1]):
-                total += q[h, i] * np.float32(key[i])
-            scores[h // 4, 4 * (p - start) + h % 4] = total
-
-
-@njit(cache=True)
-def _weighted(weights, cache, g, start, stop, sums):  # type: ignore[no-untyped-def]
-    """Sum weight · value over the keys in order, some keys at a time, so that the values are read in a row."""
-    heads, width = sums.shape
-    sums[:] = np.float32(0.0)
-    if width % PANEL:
-        _short_weighted(weights, cache.values, g, start, stop, sums)
-        return
-    capacity, kv_heads, _ = cache.values.shape
-    stride = kv_heads * width
-    flat, whole = weights.reshape(weights.size), heads // WIDE * WIDE
-    p = start
-    while p < stop:
-        row = p % capacity
-        count = min(_KEYS, stop - p, capacity - row)  # a ring's end ends a run
-        at, first = 4 * (p - start), row * stride + g * width
-        for i in range(0, width, PANEL):
-            v = first + i
-            for h in range(0, whole, WIDE):
-                w, o = at + h // 4 * ROOM, h * width + i
-                add_weighted(sums, o, width, flat, w, ROOM, cache.values, v, stride, count, WIDE)
-            for h in range(whole, heads, ROWS):
-                w, o = at + h // 4 * ROOM, h * width + i
-                add_weighted(sums, o, width, flat, w, ROOM, cache.values, v, stride, count, ROWS)
-        p += count
-
-
-@njit(fastmath={"contract", "nsz"}, error_model="numpy", cache=True)
-def _short_weighted(weights, values, g, start, stop, sums):  # type: ignore[no-untyped-def]
-    """Do what `_weighted` does for heads that are no whole vectors."""
-    for p in range(start, stop):
-        v = values[p % values.shape[0], g]
-        for h in range(sums.shape[0]):
-            weight = weights[h // 4, 4 * (p - start) + h % 4]
-            for i in range(v.size):
-                sums[h, i] = sums[h, i] + weight * np.float32(v[i])
+        _call_block(address, (q, digits, s0, size, cache, seen, peaks, totals, sums, job))
 
 
 _ROWS = types.Array(types.float32, 3, "C")
-for _name, _kind in (("int8", np.int8), ("float32", np.float32)):
-    _entries, _scales = np.empty((0, 0, 0), _kind), np.empty((0, 0), np.float32)
-    _kv = typeof(KV(_entries, _entries, _scales, _scales))
+for _name, _kind in KINDS.items():
     Kernel(
         f"attend_{_name}",
-        types.void(_ROWS, _kv, types.int64, types.int64, _ROWS),
+        types.void(_ROWS, _kind, types.int64, types.int64, _ROWS),
         _attend_grouped,
     )
