@@ -165,11 +165,7 @@ def bind(package: Package, graph: Graph, node: Node) -> Call:
 
 def _join(layers: tuple[Layer, ...], pieces: Mapping[str, Piece]) -> Joined | None:
     """Give what runs layers in a row, if one kernel does."""
-    first = layers[0]
-    alike = {(layer.weights.kind, layer.beside[3]) for layer in layers}
-    halves = {(layer.beside[1:3], layer.half) for layer in layers}
-    tables = {names for names, _ in halves}
-    if alike != {(first.weights.kind, first.beside[3])} or len(tables) != len(halves):
+    if len({(layer.weights.kind, layer.beside[3]) for layer in layers}) > 1:
         return None
     stack = _InARow(layers, pieces)
     return stack, stack.inputs

@@ -59,7 +59,8 @@ class Call:
     join : callable or None
         From the parts of calls of which each takes the first output of the one before as its first input, and from pieces
         that may be taken whole, to what runs them all and the names of what that takes besides the first input. It gives
-        the first output of the last and the other outputs of all. None if they do not go together.
+        the first output of the last and the other outputs of all. None if they do not go together; calls of which each goes
+        with the next all do.
     """
 
     node: Node
@@ -182,45 +183,41 @@ def _glue_first(calls: Sequence[Call]) -> list[Call]:
 
 def _joined(steps: Sequence[Step]) -> list[Call]:
     """Give the calls of steps, with those in one that can run as one; it takes whole what was split for it."""
-    joined: list[Step] = []
+    groups: list[list[Step]] = []
     for step in steps:
-        both = _both(joined[-1], step) if joined else None
-        if both:
-            joined[-1] = both
+        if groups and _continues(groups[-1], step.call, step.frees):
+            groups[-1].append(step)
         else:
-            joined.append(step)
+            groups.append([step])
     pieces = {name: piece for step in steps for name, piece in step.call.pieces.items()}
-    return [_taking_whole(step.call, pieces) for step in joined]
+    return [_as_one([step.call for step in group], pieces) for group in groups]
 
 
-def _both(first: Step, second: Step) -> Step | None:
-    """Make one step of two, if the second takes what the first gives, as its first input alone, and nobody else does."""
-    one, other = first.call, second.call
-    value, *rest = one.node.outputs
-    if not (one.join and other.parts and other.inputs[0] == value and value in second.frees):
-        return None
-    if set(one.node.outputs).intersection(other.inputs[1:]):
-        return None
-    parts = one.parts + other.parts
-    joined = one.join(parts, {})
-    if joined is None:
-        return None
+def _continues(group: Sequence[Step], call: Call, frees: Sequence[str]) -> bool:
+    """Tell whether a call takes what a group gives, as its first input alone, nobody else does, and both go together."""
+    last = group[-1].call
+    value = last.node.outputs[0]
+    if not (last.join and call.parts and call.inputs[0] == value and value in frees):
+        return False
+    given = {name for step in group for name in step.call.node.outputs}
+    if not given.isdisjoint(call.inputs[1:]):
+        return False
+    return last.join((last.parts[-1], call.parts[0]), {}) is not None
+
+
+def _as_one(calls: Sequence[Call], pieces: Mapping[str, Piece]) -> Call:
+    first, last = calls[0], calls[-1]
+    if first.join is None or (len(calls) == 1 and pieces.keys().isdisjoint(first.inputs)):
+        return first
+    parts = tuple(part for call in calls for part in call.parts)
+    joined = first.join(parts, pieces)
+    assert joined is not None  # each goes with the next
     run, names = joined
-    node = replace(one.node, outputs=(other.node.outputs[0], *rest, *other.node.outputs[1:]))
-    reads = _summed((one.reads, other.reads))
-    frees = sorted({*first.frees, *second.frees} - {value})
-    inputs = one.inputs[0], *names
-    call = replace(one, node=node, inputs=inputs, run=run, reads=reads, parts=parts)
-    return Step(call, tuple(frees))
-
-
-def _taking_whole(call: Call, pieces: Mapping[str, Piece]) -> Call:
-    if call.join is None or pieces.keys().isdisjoint(call.inputs):
-        return call
-    joined = call.join(call.parts, pieces)
-    if joined is None:
-        return call
-    return replace(call, inputs=(call.inputs[0], *joined[1]), run=joined[0])
+    others = [name for call in calls for name in call.node.outputs[1:]]
+    node = replace(first.node, outputs=(last.node.outputs[0], *others))
+    reads = _summed(call.reads for call in calls)
+    inputs = first.inputs[0], *names
+    return replace(first, node=node, inputs=inputs, run=run, reads=reads, parts=parts)
 
 
 def _summed(reads: Iterable[Mapping[str, int]]) -> Mapping[str, int]:
