@@ -157,11 +157,12 @@ class Package:
         uint8 [n, row_bytes]
         """
         size = self._member(name).size
-        rows = np.empty((len(indices), row_bytes), np.uint8)
-        for i, index in enumerate(indices.tolist()):
+        chosen = indices.tolist()
+        if offset < 0 or row_bytes <= 0 or min(chosen, default=0) < 0:
+            raise PackageError(f"{name}: got a row at a negative place; want rows from 0 on")
+        rows = np.empty((len(chosen), row_bytes), np.uint8)
+        for i, index in enumerate(chosen):
             end = offset + (index + 1) * row_bytes
-            if offset < 0 or row_bytes <= 0 or index < 0:
-                raise PackageError(f"{name}: got a row at a negative place; want rows from 0 on")
             if end > size:
                 raise PackageError(
                     f"{name}: got row {index} ending at byte {end}; want at most {size}"

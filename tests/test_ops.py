@@ -223,6 +223,35 @@ def test_parts_that_are_one_wide_are_known_to_be_pieces(
     assert call.pieces == pieces
 
 
+def test_parts_of_a_constant_are_no_pieces() -> None:
+    """A plan has no such value to hand over whole."""
+    nodes = [
+        Node("Constant", "", "whole", (), ("x",), {"value_floats": [1.0, 2.0]}),
+        Node("Constant", "", "sizes", (), ("s",), {"value_ints": [1, 1]}),
+        Node("Split", "", "split", ("x", "s"), ("p", "q"), {"axis": 2}),
+    ]
+    assert not plan.glue(graph_of(nodes), cast("Package", None), nodes[2]).pieces
+
+
+def test_calls_that_run_as_one_run_after_all_whose_cache_they_read() -> None:
+    nodes = [
+        Node("L", "edgegemma", "writes", (), ("k",), {}),
+        Node("L", "edgegemma", "first", ("x",), ("a",), {}),
+        Node("L", "edgegemma", "second", ("a",), ("b",), {}),
+    ]
+
+    def join(parts: tuple[Any, ...], pieces: Mapping[str, plan.Piece]) -> plan.Joined:
+        return lambda values, state: ["both"], ()
+
+    calls = [
+        plan.Call(nodes[0], (), lambda values, state: ["k"]),
+        plan.Call(nodes[1], ("x",), lambda values, state: ["a"], parts=(1,), join=join),
+        plan.Call(nodes[2], ("a",), lambda values, state: ["b"], ("k",), parts=(2,), join=join),
+    ]
+    made = plan.make(graph_of(nodes), calls, ["b"])
+    assert [step.call.node.name for step in made.stretches] == ["writes", "first"]
+
+
 def test_a_split_of_which_only_one_part_is_wanted_gives_only_that() -> None:
     nodes = [
         Node("Constant", "", "sizes", (), ("s",), {"value_ints": [1, 2]}),

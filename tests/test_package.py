@@ -94,7 +94,8 @@ def test_no_rows_are_no_rows(original: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "row_bytes", "index"), [(0, 64, 1 << 40), (0, 64, -1), (-64, 64, 1), (0, 0, 0)]
+    ("offset", "row_bytes", "index"),
+    [(0, 64, 1 << 40), (0, 64, -1), (-64, 64, 1), (0, 0, 0), (0, -64, 0)],
 )
 def test_rows_outside_the_file_are_refused(
     original: Path, offset: int, row_bytes: int, index: int

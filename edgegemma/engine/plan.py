@@ -215,9 +215,15 @@ def _as_one(calls: Sequence[Call], pieces: Mapping[str, Piece]) -> Call:
     run, names = joined
     others = [name for call in calls for name in call.node.outputs[1:]]
     node = replace(first.node, outputs=(last.node.outputs[0], *others))
-    reads = _summed(call.reads for call in calls)
-    inputs = first.inputs[0], *names
-    return replace(first, node=node, inputs=inputs, run=run, reads=reads, parts=parts)
+    return replace(
+        first,
+        node=node,
+        inputs=(first.inputs[0], *names),
+        run=run,
+        after=tuple(name for call in calls for name in call.after),
+        reads=_summed(call.reads for call in calls),
+        parts=parts,
+    )
 
 
 def _summed(reads: Iterable[Mapping[str, int]]) -> Mapping[str, int]:
@@ -258,7 +264,7 @@ def glue(graph: Graph, package: Package, node: Node) -> Call:
         some = partial(run, op=partial(split, wanted=wanted))
         return Call(node, names, some, narrow=narrow, pieces=pieces)
 
-    pieces = _pieces(node, bound[1:])
+    pieces = _pieces(node, bound)
     return Call(node, names, run, narrow=narrow, pieces=pieces)
 
 
@@ -272,13 +278,16 @@ def _constant(graph: Graph, package: Package, name: str) -> Any:
     return None
 
 
-def _pieces(node: Node, sizes: Sequence[Any]) -> dict[str, Piece]:
-    """Give the outputs of a Split along the third dimension, by sizes that are constant, that are one wide."""
-    if node.attributes.get("axis", 0) != 2 or len(sizes) != 1 or sizes[0] is None:
+def _pieces(node: Node, bound: Sequence[Any]) -> dict[str, Piece]:
+    """Give the outputs of a Split of a value along its third dimension, by sizes that are constant, that are one wide."""
+    if node.attributes.get("axis", 0) != 2 or len(bound) != 2:
         return {}
-    if sizes[0].dtype != np.int64 or sizes[0].shape != (len(node.outputs),):
+    value, sizes = bound
+    if value is not None or sizes is None:  # what is split has to be there when a plan runs
         return {}
-    wide = sizes[0].tolist()
+    if sizes.dtype != np.int64 or sizes.shape != (len(node.outputs),):
+        return {}
+    wide = sizes.tolist()
     if min(wide) < 1:
         return {}
     places = [sum(wide[:i]) for i in range(len(wide))]
