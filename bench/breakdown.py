@@ -80,8 +80,9 @@ def _timed(call: Any, profile: Profile) -> Any:
         return _timed(narrow(needed), profile) if narrow else None
 
     def joined(parts: Any, pieces: Any) -> Any:
-        found = join(parts, pieces) if join else None
-        return found and (_timed_run(found[0], name, len(parts), profile), found[1])
+        assert join is not None
+        run, names = join(parts, pieces)
+        return _timed_run(run, name, len(parts), profile), names
 
     return dataclasses.replace(
         call,

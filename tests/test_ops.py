@@ -240,13 +240,13 @@ def test_calls_that_run_as_one_run_after_all_whose_cache_they_read() -> None:
         Node("L", "edgegemma", "second", ("a",), ("b",), {}),
     ]
 
-    def join(parts: tuple[Any, ...], pieces: Mapping[str, plan.Piece]) -> plan.Joined:
+    def join(parts: Sequence[Any], pieces: Mapping[str, plan.Piece]) -> plan.Joined:
         return lambda values, state: ["both"], ()
 
     calls = [
         plan.Call(nodes[0], (), lambda values, state: ["k"]),
-        plan.Call(nodes[1], ("x",), lambda values, state: ["a"], parts=(1,), join=join),
-        plan.Call(nodes[2], ("a",), lambda values, state: ["b"], ("k",), parts=(2,), join=join),
+        plan.Call(nodes[1], ("x",), lambda values, state: ["a"], kind="L", join=join),
+        plan.Call(nodes[2], ("a",), lambda values, state: ["b"], ("k",), kind="L", join=join),
     ]
     made = plan.make(graph_of(nodes), calls, ["b"])
     assert [step.call.node.name for step in made.stretches] == ["writes", "first"]
@@ -272,7 +272,7 @@ def pair(between: str, beside: str = "y") -> plan.Plan:
         Node("L", "", "b", ("a", beside), ("b",), {}),
     ]
 
-    def join(parts: tuple[Any, ...], pieces: Mapping[str, plan.Piece]) -> plan.Joined:
+    def join(parts: Sequence[Any], pieces: Mapping[str, plan.Piece]) -> plan.Joined:
         numbers = [number for number, _ in parts]
         names = tuple(name for _, own in parts for name in own)
         return lambda values, state: [f"{values} by {numbers}", "k of both"], names
@@ -280,10 +280,10 @@ def pair(between: str, beside: str = "y") -> plan.Plan:
     def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
         return [f"{values} alone", "k"]
 
-    first, second = (1, ()), (2, (beside,))
+    one: dict[str, Any] = {"kind": "L", "join": join}
     calls = [
-        plan.Call(nodes[0], ("x",), run, reads={"w": 1}, parts=(first,), join=join),
-        plan.Call(nodes[1], ("a", beside), lambda v, s: run(v, s)[:1], parts=(second,), join=join),
+        plan.Call(nodes[0], ("x",), run, reads={"w": 1}, part=(1, ()), **one),
+        plan.Call(nodes[1], ("a", beside), lambda v, s: run(v, s)[:1], part=(2, (beside,)), **one),
     ]
     return plan.make(graph_of(nodes), calls, ["b", between])
 

@@ -88,6 +88,13 @@ def _generator(name: str) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(name.encode()))
 
 
+def training_prompts(work: Path) -> list[Recording]:
+    """List the prompts to train on; refuse them if one is held out."""
+    training, _ = divided(prompts(work))
+    guard(recording.key for recording in training)
+    return training
+
+
 def _trimmed(recordings: list[Recording]) -> list[tuple[Recording, Samples]]:
     decoded = [(recording, recording.samples()) for recording in recordings]
     return [(r, samples) for r, samples in decoded if len(samples) <= LONGEST_SECONDS * SAMPLE_RATE]
@@ -95,8 +102,7 @@ def _trimmed(recordings: list[Recording]) -> list[tuple[Recording, Samples]]:
 
 def real(work: Path) -> Spoken:
     """Give every training prompt as it is, then changed copies of it."""
-    training, _ = divided(prompts(work))
-    guard(recording.key for recording in training)
+    training = training_prompts(work)
     generator = _generator("real")
     for recording, samples in _trimmed(training):
         yield samples, recording.transcript, "real", recording.key
@@ -107,8 +113,7 @@ def real(work: Path) -> Spoken:
 
 def joined(work: Path) -> Spoken:
     """Play two to six short training prompts one after the other."""
-    training, _ = divided(prompts(work))
-    guard(recording.key for recording in training)
+    training = training_prompts(work)
     generator = _generator("joined")
     short = [(r, samples) for r, samples in _trimmed(training) if len(samples) < 3.2 * SAMPLE_RATE]
     for _ in range(JOINED):
@@ -227,7 +232,7 @@ def _write(work: Path, name: str) -> str:
             "joined": lambda: joined(work),
             "silence": lambda: chain(
                 silence("silence", 2_000),
-                recorded_silence(divided(prompts(work))[0], "recorded-silence", 500),
+                recorded_silence(training_prompts(work), "recorded-silence", 500),
             ),
             "held-out": lambda: as_recorded(divided(prompts(work))[1], "held-out"),
             "unseen-voice": lambda: unseen_voice(work, MEANT, 150),

@@ -158,15 +158,22 @@ def bind(package: Package, graph: Graph, node: Node) -> Call:
         run = partial(_run_plain, Layer(*sizes, weights), w.expert_bytes)
         return Call(node, given[:taken], run, after, w.reads, width)
     layer = Layer(*sizes, HeldLayer(weights))
-    stack = _InARow((layer,), {})
-    inputs = given[0], *stack.inputs
-    return Call(node, inputs, stack, after, w.reads, width, parts=(layer,), join=_join)
+    stack, names = _join([layer], {})
+    return Call(
+        node,
+        (given[0], *names),
+        stack,
+        after,
+        w.reads,
+        width,
+        kind=(layer.weights.kind, layer.beside[3]),  # a kernel, and the positions
+        part=layer,
+        join=_join,
+    )
 
 
-def _join(layers: tuple[Layer, ...], pieces: Mapping[str, Piece]) -> Joined | None:
-    """Give what runs layers in a row, if one kernel does."""
-    if len({(layer.weights.kind, layer.beside[3]) for layer in layers}) > 1:
-        return None
+def _join(layers: Sequence[Layer], pieces: Mapping[str, Piece]) -> Joined:
+    """Give what runs layers of one kernel and of the same positions in a row."""
     stack = _InARow(layers, pieces)
     return stack, stack.inputs
 
@@ -180,16 +187,17 @@ class _InARow:
         each of these or all as the one value of which they are pieces
     """
 
-    def __init__(self, layers: tuple[Layer, ...], pieces: Mapping[str, Piece]) -> None:
+    def __init__(self, layers: Sequence[Layer], pieces: Mapping[str, Piece]) -> None:
         self._layers = layers
-        names = [layer.beside[1:3] for layer in layers]
-        pairs = list(dict.fromkeys(names))
-        self._which = [pairs.index(pair) for pair in names]
-        self._halves = [layers[names.index(pair)].half for pair in pairs]
+        taken = [(layer.beside[1], layer.beside[2], layer.half) for layer in layers]
+        tables = list(dict.fromkeys(taken))
+        self._which = [tables.index(table) for table in taken]
+        self._halves = [half for *_, half in tables]
         parts = [layer.beside[0] for layer in layers]
         self._piece = _neighbours([pieces.get(name) for name in parts])
         ple = [self._piece.whole] if self._piece else parts
-        self.inputs = layers[0].beside[3], *(name for pair in pairs for name in pair), *ple
+        pairs = (name for cos, sin, _ in tables for name in (cos, sin))
+        self.inputs = layers[0].beside[3], *pairs, *ple
         self._stacks: WeakKeyDictionary[KVCache, Stack] = WeakKeyDictionary()
 
     def __call__(self, values: Sequence[Any], chunk: Chunk) -> Sequence[Any]:

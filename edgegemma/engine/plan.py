@@ -7,7 +7,7 @@ never reaches the layers that share K/V, the last norm or the head.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -54,13 +54,14 @@ class Call:
         From the names of values that are taken later to a call that gives no more than those need.
     pieces : mapping
         Outputs that are one wide along the third dimension of a value that the call splits.
-    parts : tuple
-        What the call consists of, if it may run as one with the call after it.
+    kind : hashable
+        Calls of one kind run as one where each takes the first output of the one before as its first input; None if it runs
+        alone.
+    part : object
+        What it is to `join`.
     join : callable or None
-        From the parts of calls of which each takes the first output of the one before as its first input, and from pieces
-        that may be taken whole, to what runs them all and the names of what that takes besides the first input. It gives
-        the first output of the last and the other outputs of all. None if they do not go together; calls of which each goes
-        with the next all do.
+        From the parts of such calls, and from pieces that may be taken whole, to what runs them all and the names of what that
+        takes besides the first input. It gives the first output of the last and the other outputs of all.
     """
 
     node: Node
@@ -72,8 +73,9 @@ class Call:
     width: int = 0
     narrow: Callable[[Set[str]], Call] | None = None
     pieces: Mapping[str, Piece] = field(default_factory=dict)
-    parts: tuple[Any, ...] = ()
-    join: Callable[[tuple[Any, ...], Mapping[str, Piece]], Joined | None] | None = None
+    kind: Hashable = None
+    part: Any = None
+    join: Callable[[Sequence[Any], Mapping[str, Piece]], Joined] | None = None
 
 
 @dataclass(frozen=True)
@@ -194,35 +196,30 @@ def _joined(steps: Sequence[Step]) -> list[Call]:
 
 
 def _continues(group: Sequence[Step], call: Call, frees: Sequence[str]) -> bool:
-    """Tell whether a call takes what a group gives, as its first input alone, nobody else does, and both go together."""
+    """Tell whether a call is of a group's kind and takes what it gives, as its first input alone, and nobody else does."""
     last = group[-1].call
     value = last.node.outputs[0]
-    if not (last.join and call.parts and call.inputs[0] == value and value in frees):
+    if last.kind is None or last.kind != call.kind:
+        return False
+    if call.inputs[0] != value or value not in frees:
         return False
     given = {name for step in group for name in step.call.node.outputs}
-    if not given.isdisjoint(call.inputs[1:]):
-        return False
-    return last.join((last.parts[-1], call.parts[0]), {}) is not None
+    return given.isdisjoint(call.inputs[1:])
 
 
 def _as_one(calls: Sequence[Call], pieces: Mapping[str, Piece]) -> Call:
     first, last = calls[0], calls[-1]
     if first.join is None or (len(calls) == 1 and pieces.keys().isdisjoint(first.inputs)):
         return first
-    parts = tuple(part for call in calls for part in call.parts)
-    joined = first.join(parts, pieces)
-    assert joined is not None  # each goes with the next
-    run, names = joined
+    run, names = first.join([call.part for call in calls], pieces)
     others = [name for call in calls for name in call.node.outputs[1:]]
-    node = replace(first.node, outputs=(last.node.outputs[0], *others))
     return replace(
         first,
-        node=node,
+        node=replace(first.node, outputs=(last.node.outputs[0], *others)),
         inputs=(first.inputs[0], *names),
         run=run,
         after=tuple(name for call in calls for name in call.after),
         reads=_summed(call.reads for call in calls),
-        parts=parts,
     )
 
 

@@ -25,7 +25,7 @@ from edgegemma.kernels.kvcache import KV, check_entries, check_room
 from edgegemma.kernels.norms import _copy
 
 F32 = NDArray[np.float32]
-NO_END = 1 << 62
+_NO_END = 1 << 62
 
 
 class HeldLayer(Held):
@@ -106,9 +106,9 @@ class Stack:
         self.rows = np.column_stack([cos, sin, np.array(held)])
         full = [cache.capacity for layer, cache in self._both() if not layer.window]
         rings = [(cache.capacity, layer.window) for layer, cache in self._both() if layer.window]
-        self._full = min(full, default=NO_END)
-        self._ring = min((capacity for capacity, _ in rings), default=NO_END)
-        self._chunk = min((capacity - window + 1 for capacity, window in rings), default=NO_END)
+        self._full = min(full, default=_NO_END)
+        self._ring = min((capacity for capacity, _ in rings), default=_NO_END)
+        self._chunk = min((capacity - window + 1 for capacity, window in rings), default=_NO_END)
 
     def _both(self) -> Iterator[tuple[HeldLayer, HeldCache]]:
         return zip(self.layers, self.caches, strict=True)
