@@ -1,51 +1,32 @@
 """A package on disk: opened, checked, mapped.
 
 The folder is untrusted. Nothing is read before its name is found safe and its size equal to the
-manifest's; the manifest itself is small, plain JSON of known types. What the graphs say about the bytes
-is checked by `engine.graph`.
+manifest's (`manifest`). What the graphs say about the bytes is checked by `engine.graph`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
-import re
-import stat
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgegemma.config import ModelConfig
-from edgegemma.errors import PackageError, UnsupportedError
+from edgegemma import manifest
+from edgegemma.errors import PackageError
+from edgegemma.manifest import MANIFEST, Member, check_stat
 
-MANIFEST = "manifest.json"
-MANIFEST_LIMIT_BYTES = 4 << 20
-FILES_LIMIT = 1024
 ROW_CACHE_BYTES = 4 << 20
-_VERSIONS = {"format": "edgegemma", "format_version": 1, "function_version": 1}
-_NAME = re.compile(r"[\w.+-]+(/[\w.+-]+)*", re.ASCII)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20
 
 U8 = NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]  # file, bytes done of the package, bytes in all
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file of a package, as the manifest lists it."""
-
-    path: Path
-    size: int
-    sha256: str
 
 
 class Package:
@@ -63,12 +44,14 @@ class Package:
         By name.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, found: dict[str, Any]) -> None:
         self.path = path
-        self.manifest = manifest
-        self.config = _config(manifest)
-        self.prompts = _prompts(manifest)
-        self.members = {name: _member(path, name, entry) for name, entry in _listed(manifest)}
+        self.manifest = found
+        self.config = manifest.config(found)
+        self.prompts = manifest.prompts(found)
+        self.members = {
+            name: manifest.member(path, name, entry) for name, entry in manifest.listed(found)
+        }
         self._maps: dict[str, U8] = {}
         self._mapped: dict[str, mmap.mmap] = {}
         self._rows = _RowCache(ROW_CACHE_BYTES)
@@ -94,7 +77,7 @@ class Package:
         """
         try:
             folder = Path(path).resolve()
-            package = cls(folder, _read_manifest(folder / MANIFEST))
+            package = cls(folder, manifest.read(folder / MANIFEST))
         except (OSError, ValueError) as error:  # ValueError: a null byte in the path
             raise PackageError(f"{path}: {error}") from error
         if verify:
@@ -212,7 +195,7 @@ class Package:
             except OSError as error:
                 raise PackageError(f"{name}: cannot be opened: {error}") from error
             self._descriptors[name] = descriptor
-            _check_stat(name, os.fstat(descriptor), member.size)
+            check_stat(name, os.fstat(descriptor), member.size)
         return self._descriptors[name]
 
     def _read(self, name: str, offset: int, size: int) -> bytes:
@@ -259,89 +242,3 @@ class _RowCache:
 def _close(descriptors: dict[str, int]) -> None:
     while descriptors:
         os.close(descriptors.popitem()[1])
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """Decode ``manifest.json`` and check what kind and version of package it announces."""
-    if not path.is_file():
-        raise PackageError(f"{path.parent}: no {MANIFEST} in it; want the folder of a package")
-    if (size := path.stat().st_size) > MANIFEST_LIMIT_BYTES:
-        raise PackageError(f"{MANIFEST}: got {size} bytes; want at most {MANIFEST_LIMIT_BYTES}")
-    try:
-        with path.open("rb") as file:
-            data = json.loads(file.read(MANIFEST_LIMIT_BYTES + 1), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise PackageError(f"{MANIFEST}: not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise PackageError(f"{MANIFEST}: got {type(data).__name__}; want an object")
-    for key, want in _VERSIONS.items():
-        got = data.get(key)
-        if got != want or isinstance(got, bool):
-            raise UnsupportedError(f"{MANIFEST}: {key}: got {_short(got)}; want {want!r}")
-    return data
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
-
-
-def _listed(manifest: dict[str, Any]) -> list[tuple[str, object]]:
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not 0 < len(files) <= FILES_LIMIT:
-        raise PackageError(f"{MANIFEST}: files: want an object of 1 to {FILES_LIMIT} files")
-    return list(files.items())
-
-
-def _member(folder: Path, name: str, entry: object) -> Member:
-    """Check one entry of ``files`` and the file it stands for."""
-    where = f"{MANIFEST}: files: {_short(name)}"
-    if not _NAME.fullmatch(name) or {".", ".."} & set(name.split("/")) or len(name) > 255:
-        raise PackageError(f"{where}: not a safe relative path")
-    if not isinstance(entry, dict):
-        raise PackageError(f"{where}: got {_short(entry)}; want size and sha256")
-    size, sha256 = entry.get("size"), entry.get("sha256")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise PackageError(f"{where}: size: got {_short(size)}; want bytes")
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        raise PackageError(f"{where}: sha256: got {_short(sha256)}; want 64 hex digits")
-    try:
-        path = (folder / name).resolve(strict=True)
-        found = path.stat()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        raise PackageError(f"{name}: cannot be opened: {error}; copy the package again") from error
-    if not path.is_relative_to(folder):
-        raise PackageError(f"{name}: a link out of the package; want a file inside it")
-    _check_stat(name, found, size)
-    return Member(path, size, sha256)
-
-
-def _check_stat(name: str, found: os.stat_result, size: int) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise PackageError(f"{name}: not a regular file")
-    if found.st_size != size:
-        raise PackageError(
-            f"{name}: got {found.st_size} bytes; want {_short(size)}; copy or export the package again"
-        )
-
-
-def _prompts(manifest: dict[str, Any]) -> dict[str, str]:
-    prompts = manifest.get("prompts", {})
-    if not isinstance(prompts, dict) or not all(isinstance(v, str) for v in prompts.values()):
-        raise PackageError(f"{MANIFEST}: prompts: want an object of strings")
-    return prompts
-
-
-def _config(manifest: dict[str, Any]) -> ModelConfig:
-    try:
-        return ModelConfig.from_json(manifest.get("config"), f"{MANIFEST}: config")
-    except OverflowError as error:  # an integer beyond every float
-        raise PackageError(f"{MANIFEST}: config: {error}") from error
-
-
-def _short(value: object) -> str:
-    """Show a value of an untrusted file in a line."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python will print
-        return "a huge number"
-    return text if len(text) <= 60 else text[:57] + "..."

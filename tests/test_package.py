@@ -14,7 +14,8 @@ import pytest
 from edgegemma.engine import memory
 from edgegemma.engine.dimensions import check_config
 from edgegemma.errors import PackageError, UnsupportedError
-from edgegemma.package import MANIFEST_LIMIT_BYTES, Package
+from edgegemma.manifest import MANIFEST_LIMIT_BYTES
+from edgegemma.package import Package
 from tests import packages
 from tests.fake_source import CONFIG
 

@@ -25,7 +25,8 @@ from edgegemma.engine.model import CHUNK, FRAMES, MELS, Model, open_model
 from edgegemma.errors import EdgeGemmaError
 from edgegemma.kernels import cache, cpu
 from edgegemma.kernels.compiling import watched
-from edgegemma.package import MANIFEST, Package
+from edgegemma.manifest import MANIFEST
+from edgegemma.package import Package
 
 LARGE_BYTES = 256 << 20  # a package from this size on is compiled apart when first used
 KINDS = ("float32", "int8")
