@@ -81,12 +81,13 @@ def _timed(call: Any, profile: Profile) -> Any:
 
     def joined(parts: Any, pieces: Any) -> Any:
         assert join is not None
-        run, names = join(parts, pieces)
-        return _timed_run(run, name, len(parts), profile), names
+        prepare, names = join(parts, pieces)
+        return _timed_parts(prepare, name, len(parts), profile), names
 
     return dataclasses.replace(
         call,
         run=_timed_run(call.run, name, 1, profile),
+        prepare=_timed_parts(call.prepare, name, 1, profile) if call.prepare else None,
         narrow=narrowed if narrow else None,
         join=joined if join else None,
     )
@@ -100,3 +101,14 @@ def _timed_run(inner: Callable[..., Any], name: str, calls: int, profile: Profil
         return result
 
     return run
+
+
+def _timed_parts(inner: Callable[..., Any], name: str, calls: int, profile: Profile) -> Any:
+    """Time what prepares a call, and the work that it gives: a call is counted where its work is done."""
+    prepare = _timed_run(inner, name, 0, profile)
+
+    def timed(*arguments: Any) -> Any:
+        results, work = prepare(*arguments)
+        return results, _timed_run(work, name, calls, profile)
+
+    return timed

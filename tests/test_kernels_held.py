@@ -8,15 +8,20 @@ import sys
 import numpy as np
 from numba import njit
 
-from edgegemma.kernels.held import Held, opened
+from edgegemma.kernels.held import Held, opener
 from edgegemma.kernels.linear import CodeMatrix
 
 
-@njit
-def total(like, address):  # type: ignore[no-untyped-def]
-    """Add up everything that is held at an address."""
-    held = opened(like, address)
-    return held.codes.sum() + held.scale.sum() + held.activation.sum() + held.bits + held.block
+def total(held: Held) -> float:
+    """Add up everything that is held."""
+    at = opener(held.kind)
+
+    @njit
+    def added(address):  # type: ignore[no-untyped-def]
+        w = at(address)
+        return w.codes.sum() + w.scale.sum() + w.activation.sum() + w.bits + w.block
+
+    return float(added(held.address))
 
 
 def example(seed: int) -> CodeMatrix:
@@ -26,8 +31,8 @@ def example(seed: int) -> CodeMatrix:
 
 
 def test_compiled_code_finds_what_is_held_at_its_address() -> None:
-    first, second = example(1), example(2)
-    assert total(first, Held(second).address) == second.codes.sum() + 1 + 2 + 16
+    values = example(2)
+    assert total(Held(values)) == values.codes.sum() + 1 + 2 + 16
 
 
 def test_values_of_one_type_are_of_one_kind() -> None:
@@ -42,7 +47,7 @@ def test_holding_and_opening_leave_no_reference_behind() -> None:
     before = sys.getrefcount(values.codes)
     held = Held(values)
     for _ in range(5):
-        total(values, held.address)
+        total(held)
     del held
     gc.collect()
     after = sys.getrefcount(values.codes)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from edgegemma.engine import functions_audio, layers, plan
 from edgegemma.engine.graph import Graph, Node
-from edgegemma.engine.plan import Call
-from edgegemma.engine.values import rows
+from edgegemma.engine.plan import Call, Work, at_once
+from edgegemma.engine.values import rows, view
 from edgegemma.engine.weights import CODE_BITS, FLOATS, Weights
 from edgegemma.errors import InputError
 from edgegemma.kernels import decoder
@@ -115,14 +115,15 @@ def _per_layer_inputs(package: Package, graph: Graph, node: Node) -> Call:
         count = min(max(count, 1), layers)
         matrix = projection[: count * width]
 
-        def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
+        def prepare(values: Sequence[Any], state: Any) -> tuple[Sequence[Any], Work]:
             del state
-            x = rows(node.name, values[0], hidden)
-            tokens = rows(node.name, values[1], layers, width, count=len(x))
-            return [decoder.per_layer_inputs(x, tokens, matrix, norm, eps)[None]]
+            x = view(node.name, values[0], hidden)
+            tokens = view(node.name, values[1], layers, width, count=len(x))
+            y, work = decoder.prepare_per_layer_inputs(x, tokens, matrix, norm, eps)
+            return [y[None]], work
 
         reads = w.reads | {"float": matrix.nbytes}
-        return Call(node, names, run, reads=reads, width=2 * layers * width)
+        return Call(node, names, at_once(prepare), prepare, reads=reads, width=2 * layers * width)
 
     return replace(narrow(set()), narrow=narrow)
 
@@ -147,11 +148,14 @@ def _head(package: Package, graph: Graph, node: Node) -> Call:
     matrix = w.linear("lm_head", vocabulary, hidden, kind="head")
     softcap, eps = w.number("softcap"), w.number("eps")
 
-    def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
+    def prepare(values: Sequence[Any], state: Any) -> tuple[Sequence[Any], Work]:
         del state
-        return [decoder.head(rows(node.name, values[0], hidden), norm, matrix, softcap, eps)[None]]
+        x = view(node.name, values[0], hidden)
+        y, work = decoder.prepare_head(x, norm, matrix, softcap, eps)
+        return [y[None]], work
 
-    return Call(node, w.given("hidden_states"), run, reads=w.reads, width=hidden)
+    names = w.given("hidden_states")
+    return Call(node, names, at_once(prepare), prepare, reads=w.reads, width=hidden)
 
 
 _BINDERS: dict[str, Callable[[Package, Graph, Node], Call]] = {

@@ -17,8 +17,8 @@ import numpy as np
 
 from edgegemma.engine.cache import KVCache
 from edgegemma.engine.graph import Graph, Node
-from edgegemma.engine.plan import Call, Joined, Piece
-from edgegemma.engine.values import rows
+from edgegemma.engine.plan import Call, Joined, Piece, Work, at_once
+from edgegemma.engine.values import rows, view
 from edgegemma.engine.weights import Weights
 from edgegemma.errors import PackageError
 from edgegemma.kernels.decoder import DecoderLayerSharedWeights, DecoderLayerWeights
@@ -29,7 +29,7 @@ from edgegemma.kernels.plainlayers import (
     DecoderLayerPlainWeights,
     decoder_layer_plain,
 )
-from edgegemma.kernels.stack import HeldLayer, Stack, decoder_layers
+from edgegemma.kernels.stack import HeldLayer, Stack, prepare_layers
 from edgegemma.package import Package
 
 _PAST = re.compile(r"past_key_values\.(\d{1,4})\.key")
@@ -156,16 +156,17 @@ def bind(package: Package, graph: Graph, node: Node) -> Call:
     sizes = where, hidden, half, own, slot, given[1:taken]
     if not gated:
         run = partial(_run_plain, Layer(*sizes, weights), w.expert_bytes)
-        return Call(node, given[:taken], run, after, w.reads, width)
+        return Call(node, given[:taken], run, after=after, reads=w.reads, width=width)
     layer = Layer(*sizes, HeldLayer(weights))
-    stack, names = _join([layer], {})
+    prepare, names = _join([layer], {})
     return Call(
         node,
         (given[0], *names),
-        stack,
-        after,
-        w.reads,
-        width,
+        at_once(prepare),
+        prepare,
+        after=after,
+        reads=w.reads,
+        width=width,
         kind=(layer.weights.kind, layer.beside[3]),  # a kernel, and the positions
         part=layer,
         join=_join,
@@ -173,7 +174,7 @@ def bind(package: Package, graph: Graph, node: Node) -> Call:
 
 
 def _join(layers: Sequence[Layer], pieces: Mapping[str, Piece]) -> Joined:
-    """Give what runs layers of one kernel and of the same positions in a row."""
+    """Give what prepares layers of one kernel and of the same positions in a row."""
     stack = _InARow(layers, pieces)
     return stack, stack.inputs
 
@@ -200,34 +201,33 @@ class _InARow:
         self.inputs = layers[0].beside[3], *pairs, *ple
         self._stacks: WeakKeyDictionary[KVCache, Stack] = WeakKeyDictionary()
 
-    def __call__(self, values: Sequence[Any], chunk: Chunk) -> Sequence[Any]:
+    def __call__(self, values: Sequence[Any], chunk: Chunk) -> tuple[Sequence[Any], Work]:
         first, end = self._layers[0], 2 + 2 * len(self._halves)
-        x = rows(first.where, values[0], first.hidden)
+        x = view(first.where, values[0], first.hidden)
         count = len(x)
         position = _position(first.where, values[1], count, chunk, first.own)
         cos, sin = (
             [
-                rows(first.where, value, half, count=count)
+                view(first.where, value, half, count=count)
                 for value, half in zip(values[start:end:2], self._halves, strict=True)
             ]
             for start in (2, 3)
         )
         ple = self._per_layer(values[end:], count)
-        y = decoder_layers(x, ple, cos, sin, position, self._stack(chunk.cache))
+        y, work = prepare_layers(x, ple, cos, sin, position, self._stack(chunk.cache))
         present = (None,) * (2 * len(self._layers)) if first.own else ()
-        return y[None], *present
+        return (y[None], *present), work
 
-    def _per_layer(self, parts: Sequence[Any], count: int) -> Any:
-        """Give the per-layer inputs of all layers side by side."""
+    def _per_layer(self, parts: Sequence[Any], count: int) -> Sequence[Any]:
+        """Give the per-layer inputs of the layers, in parts that lie side by side."""
         width, piece = self._layers[0].weights.per_layer, self._piece
         if piece:
-            whole = rows(self._layers[0].where, parts[0], piece.total, width, count=count)
-            return np.ascontiguousarray(whole[:, piece.place : piece.place + len(self._layers)])
-        each = [
-            rows(layer.where, part, 1, width, count=count)
+            whole = view(self._layers[0].where, parts[0], piece.total, width, count=count)
+            return [whole[:, piece.place : piece.place + len(self._layers)]]
+        return [
+            view(layer.where, part, 1, width, count=count)
             for layer, part in zip(self._layers, parts, strict=True)
         ]
-        return np.concatenate(each, axis=1)
 
     def _stack(self, cache: KVCache) -> Stack:
         """Give the layers with a text's keys and values."""

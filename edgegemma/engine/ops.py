@@ -118,5 +118,8 @@ OPS: dict[str, Op] = {
     "Unsqueeze": _unsqueeze,
 }
 
+VIEWS = frozenset({"Identity", "Slice", "Split", "Squeeze", "Unsqueeze"})
+"""Those whose outputs are views of their first input, whatever it holds."""
+
 # What numpy and the conversions above raise on values that do not fit.
 FAILURES = (ValueError, IndexError, TypeError, KeyError, AttributeError, OverflowError)

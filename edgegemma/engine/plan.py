@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgegemma.engine.graph import Graph, Node
-from edgegemma.engine.ops import FAILURES, OPS, Op, split
+from edgegemma.engine.ops import FAILURES, OPS, VIEWS, Op, split
 from edgegemma.errors import PackageError
 from edgegemma.package import Package
 
 Run = Callable[[Sequence[Any], Any], Sequence[Any]]
-Joined = tuple[Run, tuple[str, ...]]
+Work = Callable[[], object]
+Prepare = Callable[[Sequence[Any], Any], tuple[Sequence[Any], Work]]
+Joined = tuple[Prepare, tuple[str, ...]]
 
 
 class Piece(NamedTuple):
@@ -44,6 +46,10 @@ class Call:
         Values that it does not take, but whose giver must have run: keys and values in the cache.
     run : callable
         From input values and the run's state to output values.
+    prepare : callable or None
+        The same in two parts: it checks, and gives output values that are not filled yet with the work that fills them.
+    views : bool
+        Its outputs are views of its inputs, which it does not read: they may be filled later.
     reads : mapping
         Bytes of weights that one run reads, by kind: "linear", "head", "float", "vector".
     row_bytes : int
@@ -67,6 +73,8 @@ class Call:
     node: Node
     inputs: tuple[str, ...]
     run: Run
+    prepare: Prepare | None = None
+    views: bool = False
     after: tuple[str, ...] = ()
     reads: Mapping[str, int] = field(default_factory=dict)
     row_bytes: int = 0
@@ -106,7 +114,7 @@ class Plan:
     def run(
         self, feeds: Mapping[str, Any], state: Any = None, after: Callable[[], None] | None = None
     ) -> list[Any]:
-        """Run the steps.
+        """Run the steps: prepare as many as can be before the work of the first, so that Python runs in one go.
 
         Parameters
         ----------
@@ -115,29 +123,53 @@ class Plan:
         state : object
             Handed to every call: the cache and the positions of a decoder's chunk.
         after : callable, optional
-            Called when a step is done; steps are not joined then.
+            Called when a step is done; steps are not joined then, nor prepared before another.
 
         Returns
         -------
         list
             The plan's outputs, in its order.
         """
-        values = dict(feeds)
+        values, waiting = dict(feeds), list[Work]()
         for step in self.steps if after else self.stretches:
             call = step.call
             given = [values[name] if name else None for name in call.inputs]
-            results = call.run(given, state)
+            if call.prepare and not after:
+                results, work = call.prepare(given, state)
+                waiting.append(work)
+            else:
+                if not call.views:
+                    _finish(waiting)
+                results = call.run(given, state)
             values.update(zip(call.node.outputs, results, strict=True))
             for name in step.frees:
                 del values[name]
             if after is not None:
                 after()
+        _finish(waiting)
         return [values[name] for name in self.outputs]
 
     @functools.cached_property
     def reads(self) -> Mapping[str, int]:
         """Bytes of weights that one run reads, by kind."""
         return _summed(step.call.reads for step in self.steps)
+
+
+def _finish(waiting: list[Work]) -> None:
+    for work in waiting:
+        work()
+    waiting.clear()
+
+
+def at_once(prepare: Prepare) -> Run:
+    """Prepare and work."""
+
+    def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
+        results, work = prepare(values, state)
+        work()
+        return results
+
+    return run
 
 
 def make(graph: Graph, calls: Sequence[Call], outputs: Sequence[str]) -> Plan:
@@ -211,13 +243,14 @@ def _as_one(calls: Sequence[Call], pieces: Mapping[str, Piece]) -> Call:
     first, last = calls[0], calls[-1]
     if first.join is None or (len(calls) == 1 and pieces.keys().isdisjoint(first.inputs)):
         return first
-    run, names = first.join([call.part for call in calls], pieces)
+    prepare, names = first.join([call.part for call in calls], pieces)
     others = [name for call in calls for name in call.node.outputs[1:]]
     return replace(
         first,
         node=replace(first.node, outputs=(last.node.outputs[0], *others)),
         inputs=(first.inputs[0], *names),
-        run=run,
+        run=at_once(prepare),
+        prepare=prepare,
         after=tuple(name for call in calls for name in call.after),
         reads=_summed(call.reads for call in calls),
     )
@@ -253,16 +286,17 @@ def glue(graph: Graph, package: Package, node: Node) -> Call:
             raise PackageError(f"{graph.name}: {node.name!r}: gives {len(results)} outputs")
         return results
 
+    views = node.op in VIEWS
     if node.op != "Split":
-        return Call(node, names, run)
+        return Call(node, names, run, views=views)
 
     def narrow(needed: Set[str]) -> Call:
         wanted = [name in needed for name in node.outputs]
         some = partial(run, op=partial(split, wanted=wanted))
-        return Call(node, names, some, narrow=narrow, pieces=pieces)
+        return Call(node, names, some, views=views, narrow=narrow, pieces=pieces)
 
     pieces = _pieces(node, bound)
-    return Call(node, names, run, narrow=narrow, pieces=pieces)
+    return Call(node, names, run, views=views, narrow=narrow, pieces=pieces)
 
 
 def _constant(graph: Graph, package: Package, name: str) -> Any:

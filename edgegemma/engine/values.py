@@ -13,7 +13,14 @@ from edgegemma.errors import PackageError
 def rows(
     where: str, value: Any, *tail: int, dtype: Any = np.float32, count: int | None = None
 ) -> NDArray[Any]:
-    """Give a value without its batch of 1, contiguous.
+    """Give a value without its batch of 1, contiguous. See `view`."""
+    return np.ascontiguousarray(view(where, value, *tail, dtype=dtype, count=count))
+
+
+def view(
+    where: str, value: Any, *tail: int, dtype: Any = np.float32, count: int | None = None
+) -> NDArray[Any]:
+    """Give a value without its batch of 1 as it lies in memory, not read.
 
     Parameters
     ----------
@@ -42,7 +49,8 @@ def rows(
     if value.shape != (1, length, *tail) or value.dtype != dtype:
         want = f"{np.dtype(dtype)} {[1, 'S' if count is None else count, *tail]}"
         raise PackageError(f"{where}: got {value.dtype} {list(value.shape)}; want {want}")
-    return np.ascontiguousarray(value[0])
+    inside: NDArray[Any] = value[0]
+    return inside
 
 
 def exact(where: str, value: Any, *shape: int, dtype: Any = np.float32) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from edgegemma.kernels.attention import _attend
 from edgegemma.kernels.kvcache import _append
 from edgegemma.kernels.linear import FloatMatrix, Matrix, _linear, _linear_pair
 from edgegemma.kernels.norms import _add_rms, _copy, _gelu_gate, _rms, _rms_plain, _scale, _softcap
+from edgegemma.kernels.prepared import Prepared
 from edgegemma.kernels.rotary import _rotate
 
 F32 = NDArray[np.float32]
@@ -95,11 +96,15 @@ def head(x: F32, norm: F32, w: Matrix, softcap: float, eps: float) -> F32:
     -------
     float32 [S, V]
     """
+    return prepare_head(x, norm, w, softcap, eps).now()
+
+
+def prepare_head(x: F32, norm: F32, w: Matrix, softcap: float, eps: float) -> Prepared:
+    """Check what `head` takes, not what is in it."""
     if x.ndim != 2 or norm.shape != (x.shape[1],) or matrix_shape(w)[1] != x.shape[1]:
         raise InputError(f"head: got x {x.shape}, norm {norm.shape}, matrix {matrix_shape(w)}")
     y = np.empty((x.shape[0], matrix_shape(w)[0]), np.float32)
-    _head(np.ascontiguousarray(x), norm, w, softcap, eps, y)
-    return y
+    return Prepared(y, lambda: _head(np.ascontiguousarray(x), norm, w, softcap, eps, y))
 
 
 def per_layer_inputs(x: F32, tokens: F32, projection: F32 | U16, norm: F32, eps: float) -> F32:
@@ -116,6 +121,13 @@ def per_layer_inputs(x: F32, tokens: F32, projection: F32 | U16, norm: F32, eps:
     -------
     float32 [S, L, P], zeros beyond the first n layers
     """
+    return prepare_per_layer_inputs(x, tokens, projection, norm, eps).now()
+
+
+def prepare_per_layer_inputs(
+    x: F32, tokens: F32, projection: F32 | U16, norm: F32, eps: float
+) -> Prepared:
+    """Check what `per_layer_inputs` takes, not what is in it."""
     layers, width = tokens.shape[1:]
     given = projection.shape[0] // width
     if (
@@ -130,8 +142,12 @@ def per_layer_inputs(x: F32, tokens: F32, projection: F32 | U16, norm: F32, eps:
         )
     y = (np.empty if given == layers else np.zeros)(tokens.shape, np.float32)
     matrix = FloatMatrix(projection, DYNAMIC)
-    _per_layer_inputs(np.ascontiguousarray(x), np.ascontiguousarray(tokens), matrix, norm, eps, y)
-    return y
+
+    def run() -> None:
+        rows, own = np.ascontiguousarray(x), np.ascontiguousarray(tokens)
+        _per_layer_inputs(rows, own, matrix, norm, eps, y)
+
+    return Prepared(y, run)
 
 
 def matrix_shape(w: Matrix) -> tuple[int, int]:

@@ -6,7 +6,7 @@ while weights stream through the caches. A tuple that is `Held` was taken apart 
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ class Held:
     Parameters
     ----------
     values : NamedTuple of arrays, numbers and such tuples
-        Kept alive; `opened` gives it back to compiled code.
+        Kept alive; `opener` gives it back to compiled code.
 
     Attributes
     ----------
@@ -87,16 +87,21 @@ def _uncounted(context: Any, b: Any, kind: Any, value: Any) -> Any:
     return value
 
 
-def _opened_intrinsic(_context, like, address):  # type: ignore[no-untyped-def]
-    """Give the value that is held at an address; it is of the type of ``like``."""
+@cache
+def opener(kind: Any) -> Any:
+    """Give a function for compiled code: from an address to the value of that kind that is held there.
 
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        kind = context.get_value_type(signature.args[0])
-        return b.load(b.inttoptr(args[1], kind.as_pointer()))
+    The kind is a part of the function. To hand a value over for its type's sake alone, Numba would look at every array in it.
+    """
 
-    return like(like, types.int64), codegen
+    def opened(_context, address):  # type: ignore[no-untyped-def]
+        def codegen(context: Any, b: Any, _signature: Any, args: Any) -> Any:
+            return b.load(b.inttoptr(args[0], context.get_value_type(kind).as_pointer()))
+
+        return kind(types.int64), codegen
+
+    return intrinsic(opened)
 
 
 _size: Any = intrinsic(_size_intrinsic)
 _write: Any = intrinsic(_write_intrinsic)
-opened: Any = intrinsic(_opened_intrinsic)

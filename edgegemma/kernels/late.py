@@ -32,7 +32,7 @@ class Kernel:
         self.symbol = f"edgegemma_cell_{name}"
         self.signature = signature
         self.dispatcher = njit(cache=True)(function)
-        _keyed(self.dispatcher, name)
+        keyed(self.dispatcher, name)
         self._cell = ctypes.c_int64(0)
         place = ctypes.addressof(self._cell)
         llvm.add_symbol(self.symbol, place)
@@ -47,10 +47,10 @@ class Kernel:
             self._cell.value = result.library.get_pointer_to_function(name)
 
 
-def _keyed(dispatcher: Any, name: str) -> None:
-    """Have Numba find a kept kernel by its name instead of what it closes over.
+def keyed(dispatcher: Any, name: str) -> None:
+    """Have Numba find a kept kernel by a name instead of what it closes over.
 
-    A function among that has another identity in each process, so it would never be found again. The stamp knows the
+    A function or type among that has another identity in each process, so it would never be found again. The stamp knows the
     sources, and the name the rest.
     """
     dispatcher._cache._index_key = lambda signature, codegen: (

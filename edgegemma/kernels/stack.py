@@ -7,7 +7,10 @@ layer runs, and caches and weights are handed over as addresses. Meaning: ``refe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -20,9 +23,11 @@ from edgegemma.kernels.decoder import (
     _decoder_layer,
     matrix_shape,
 )
-from edgegemma.kernels.held import Held, opened
+from edgegemma.kernels.held import Held, opener
 from edgegemma.kernels.kvcache import KV, check_entries, check_room
+from edgegemma.kernels.late import keyed
 from edgegemma.kernels.norms import _copy
+from edgegemma.kernels.prepared import Prepared
 
 F32 = NDArray[np.float32]
 _NO_END = 1 << 62
@@ -104,6 +109,7 @@ class Stack:
         cos, sin = starts[self.tables], starts[self.tables + len(self.halves)]
         held = [(cache.address, layer.address) for layer, cache in self._both()]
         self.rows = np.column_stack([cos, sin, np.array(held)])
+        self.run = _layers_of(caches[0].kind, layers[0].kind)
         full = [cache.capacity for layer, cache in self._both() if not layer.window]
         rings = [(cache.capacity, layer.window) for layer, cache in self._both() if layer.window]
         self._full = min(full, default=_NO_END)
@@ -153,41 +159,69 @@ def decoder_layers(
     -------
     float32 [S, H]
     """
+    return prepare_layers(x, [ple], cos, sin, position, stack).now()
+
+
+def prepare_layers(
+    x: F32, ple: Sequence[F32], cos: Sequence[F32], sin: Sequence[F32], position: int, stack: Stack
+) -> Prepared:
+    """Check what layers take, not what is in it; see `decoder_layers`.
+
+    ``ple`` has the per-layer inputs in parts of float32 [S, n, P], side by side.
+    """
     count, layers = len(x), len(stack.layers)
     _check("x", x, (count, stack.hidden))
-    _check("per-layer input", ple, (count, layers, stack.per_layer))
+    for part in ple:
+        _check("per-layer input", part, (count, part.shape[1], stack.per_layer))
+    if sum(part.shape[1] for part in ple) != layers:
+        raise InputError(f"decoder layers: got per-layer inputs of other than {layers} layers")
     for given in (cos, sin):
         for table, half in zip(given, stack.halves, strict=True):
             _check("cos or sin", table, (count, half))
     stack.check_room(position, count)
-    y, tables = np.array(x, order="C"), np.concatenate([*cos, *sin], axis=None)
-    cache, weights = stack.caches[0].values, stack.layers[0].values
-    _decoder_layers(y, ple, tables, position, stack.rows, cache, weights)
-    return y
+    y = np.empty((count, stack.hidden), np.float32)
+    return Prepared(y, partial(_run, x, ple, (*cos, *sin), position, stack, y))
+
+
+def _run(
+    x: F32, ple: Sequence[F32], tables: Sequence[F32], position: int, stack: Stack, y: F32
+) -> None:
+    np.copyto(y, x)
+    whole = np.ascontiguousarray(ple[0]) if len(ple) == 1 else np.concatenate(ple, axis=1)
+    flat = np.concatenate(tables, axis=None)
+    stack.run(y, whole, flat, position, stack.rows)
 
 
 def _check(what: str, array: F32, shape: tuple[int, ...]) -> None:
     """Refuse what does not fit: compiled code does not look where it reads."""
-    if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
+    if array.shape != shape or array.dtype != np.float32:
         raise InputError(
-            f"decoder layer: got {what} {array.dtype} {array.shape}; want contiguous float32 {shape}"
+            f"decoder layer: got {what} {array.dtype} {array.shape}; want float32 {shape}"
         )
 
 
-@njit(cache=True)
-def _decoder_layers(x, ples, tables, position, rows, cache, w):  # type: ignore[no-untyped-def]
-    """Run layers on x in place; ``cache`` and ``w`` are those of any of them, for their types.
+@functools.cache
+def _layers_of(cache_kind: Any, weights_kind: Any) -> Any:
+    """Compile layers of one kind over caches of one kind."""
+    cache_at, weights_at = opener(cache_kind), opener(weights_kind)
 
-    A row is of a layer: where its cosines and its sines begin in ``tables``, for one position, and the addresses of its cache
-    and its weights.
-    """
-    count = x.shape[0]
-    ple = np.empty((count, ples.shape[2]), np.float32)
-    for i in range(rows.shape[0]):
-        kv, layer = opened(cache, rows[i, 2]), opened(w, rows[i, 3])
-        half = layer.head_dim // 2
-        first, second = count * rows[i, 0], count * rows[i, 1]
-        cos = tables[first : first + count * half].reshape((count, half))
-        sin = tables[second : second + count * half].reshape((count, half))
-        _copy(ples[:, i], ple)
-        _decoder_layer(x, ple, cos, sin, position, kv, layer)
+    def layers(x, ples, tables, position, rows):  # type: ignore[no-untyped-def]
+        """Run layers on x in place.
+
+        A row is of a layer: where its cosines and its sines begin in ``tables``, for one position, and the addresses of its
+        cache and its weights.
+        """
+        count = x.shape[0]
+        ple = np.empty((count, ples.shape[2]), np.float32)
+        for i in range(rows.shape[0]):
+            kv, layer = cache_at(rows[i, 2]), weights_at(rows[i, 3])
+            half = layer.head_dim // 2
+            first, second = count * rows[i, 0], count * rows[i, 1]
+            cos = tables[first : first + count * half].reshape((count, half))
+            sin = tables[second : second + count * half].reshape((count, half))
+            _copy(ples[:, i], ple)
+            _decoder_layer(x, ple, cos, sin, position, kv, layer)
+
+    dispatcher = njit(cache=True)(layers)
+    keyed(dispatcher, f"{cache_kind} {weights_kind}")
+    return dispatcher
