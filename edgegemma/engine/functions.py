@@ -60,7 +60,7 @@ def _gather_rows(package: Package, graph: Graph, node: Node) -> Call:
     def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
         del state
         ids = rows(node.name, values[0], dtype=np.int64)
-        if len(ids) and not 0 <= ids.min() <= ids.max() < count:
+        if not all(0 <= token < count for token in ids.tolist()):
             raise InputError(f"{node.name}: got an id beyond the table; want 0 to {count - 1}")
         codes = gather(ids)
         scales = gather_scale(ids).view(np.float32) if bits in CODE_BITS else no_scale

@@ -83,7 +83,7 @@ class Model(ABC):
         vocabulary = self.config.text.vocab_size
         if ids.ndim != 1 or ids.dtype != np.int64:
             raise InputError(f"embed: got {ids.dtype} {list(ids.shape)}; want int64 [S]")
-        if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
+        if not all(0 <= token < vocabulary for token in ids.tolist()):
             raise InputError(f"embed: got an id beyond the vocabulary; want 0 to {vocabulary - 1}")
         with self._lock:
             self.counters.calls["embed"] += 1

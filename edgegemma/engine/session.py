@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,11 @@ class Program:
         if key not in self._plans:
             self._plans[key] = plan.make(self.graph, self.calls, key)
         return self._plans[key]
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes that it reads from disk for each position."""
+        return sum(call.row_bytes for call in self.calls)
 
     @property
     def scratch_width(self) -> int:
@@ -105,18 +110,11 @@ class EngineModel(Model):
             return steps.run(feeds, state, after)
 
     def _embed(self, ids: I64) -> tuple[F32, F32]:
-        text, count = self.config.text, len(ids)
-        names = tuple(self._programs[EMBED].graph.outputs)
-        found = dict(
-            zip(
-                names,
-                self._run(EMBED, names, {"input_ids": ids[None]}, None, count > 1),
-                strict=True,
-            )
-        )
-        width = sum(call.row_bytes for call in self._programs[EMBED].calls)
-        self.counters.read_bytes["rows"] += width * count
-        return graphs.embedded(text, found, count)
+        program, count = self._programs[EMBED], len(ids)
+        names = tuple(program.graph.outputs)
+        found = self._run(EMBED, names, {"input_ids": ids[None]}, None, count > 1)
+        self.counters.read_bytes["rows"] += program.row_bytes * count
+        return graphs.embedded(self.config.text, dict(zip(names, found, strict=True)), count)
 
     def _new_cache(self, capacity: int, slack: int | None) -> KVCache:
         text = self.config.text
