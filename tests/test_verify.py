@@ -115,3 +115,10 @@ def test_executors_choose_the_same_token_where_one_is_clearly_ahead() -> None:
     one[:, 3] = other[0, 3] = other[1, 7] = 10
     with pytest.raises(PackageError, match="different best token at position 1"):
         verify._check_best(one, other, one * np.float32(1.01), "who")
+
+
+def test_a_jump_at_one_position_may_meet_another_one_in_the_other_executor() -> None:
+    one, other, moved = np.zeros((3, 2, 50), np.float32)
+    one[:, 3] = other[0, 3] = other[1, 7] = moved[:, 3] = 10
+    moved[0, 7] = 9
+    verify._check_best(one, other, moved, "who")
