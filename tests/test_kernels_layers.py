@@ -233,6 +233,10 @@ def test_a_layer_refuses_inputs_that_do_not_fit_it() -> None:
             stack.decoder_layer(*wrong, cos, 0, cache, layer)
     with pytest.raises(InputError, match="float64"):
         stack.decoder_layer(x.astype(np.float64), ple, cos, cos, 0, cache, layer)
+    one = stack.Stack([stack.HeldLayer(layer)], [0], [stack.HeldCache(cache)])
+    for flat in (ple, ple[0], np.repeat(ple[:, None], 2, axis=1)):
+        with pytest.raises(InputError, match="per-layer input"):
+            stack.decoder_layers(x, flat, [cos], [cos], 0, one)
 
 
 def test_layers_of_two_kinds_are_not_run_as_one() -> None:

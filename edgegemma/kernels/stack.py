@@ -172,7 +172,7 @@ def prepare_layers(
     count, layers = len(x), len(stack.layers)
     _check("x", x, (count, stack.hidden))
     for part in ple:
-        _check("per-layer input", part, (count, part.shape[1], stack.per_layer))
+        _check("per-layer input", part, (count, *part.shape[1:2], stack.per_layer))
     if sum(part.shape[1] for part in ple) != layers:
         raise InputError(f"decoder layers: got per-layer inputs of other than {layers} layers")
     for given in (cos, sin):
