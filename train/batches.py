@@ -17,7 +17,7 @@ from train.frames import changed
 from train.guidance import Path as Heard
 from train.phones import BLANK, Pronunciations
 from train.recordings import guard
-from train.schedule import LATER, Settings
+from train.schedule import WEIGHTS, Settings
 from train.tokens import CONTROL, INSTRUCTION, VOCABULARY, answer_ids, prompt_ids
 
 TOKEN_SECONDS, DELAY = 0.04, 0.06
@@ -204,7 +204,7 @@ class TrainingClips:
     def __init__(self, work: Path, tokenizer: Tokenizer, settings: Settings) -> None:
         self.tokenizer, self._settings = tokenizer, settings
         self.pronunciations = Pronunciations(work / PHONES)
-        self._clips: dict[str, list[tuple[Shard, Clip]]] = {kind: [] for kind in LATER}
+        self._clips: dict[str, list[tuple[Shard, Clip]]] = {kind: [] for kind in WEIGHTS}
         paths = [
             path
             for pattern in TRAINING

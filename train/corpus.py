@@ -57,9 +57,9 @@ TESTS = (
 )
 PHONES = "phones.json"
 CLIPS_PER_SHARD = 1_000
-ALIGNED_SHARDS, ALIGNED_CLIPS, LONGEST_ALIGNED = 4, 700, 8
-COPIES = 10
-JOINED = 3_500
+ALIGNED_SHARDS, ALIGNED_CLIPS, LONGEST_ALIGNED = 3, 700, 8
+COPIES = 8
+JOINED = 2_500
 LONGEST_SECONDS = 12.0
 
 
@@ -73,10 +73,10 @@ class Said(NamedTuple):
 
 
 SAID = {
-    "voices": Said(18, 0, SHARES),
-    "more": Said(12, 50_000, MORE_SHARES),
-    "neural": Said(6, 60_000, NEURAL_SHARES),
-    "alone": Said(3, 70_000, ALONE_SHARES, ALONE),
+    "voices": Said(12, 0, SHARES),
+    "more": Said(6, 50_000, MORE_SHARES),
+    "neural": Said(2, 60_000, NEURAL_SHARES),
+    "alone": Said(2, 70_000, ALONE_SHARES, ALONE),
 }
 TRAINING = ("real", "joined", *(f"{kind}-*" for kind in SAID), "silence", "aligned-*", "spliced-*")
 
@@ -266,9 +266,10 @@ def build(work: Path, processes: int = 2) -> None:
     may_train((*RECORDED, "hibari"))
     fetch(work)
     save_held_out(work)
-    names = [f"aligned-{n}" for n in range(ALIGNED_SHARDS)]
-    names += [*TESTS, "real", "joined", "silence"]
-    names += [f"{kind}-{n:02}" for kind, said in SAID.items() for n in range(said.shards)]
+    names = [f"{kind}-{n:02}" for kind, said in SAID.items() for n in range(said.shards)]
+    names.sort(key=lambda name: not name.startswith("neural"))  # the slowest first
+    names += [f"aligned-{n}" for n in range(ALIGNED_SHARDS)]
+    names += ["joined", "real", "silence", *TESTS]
     with ProcessPoolExecutor(processes) as pool:
         for name in pool.map(_write, [work] * len(names), names):
             print("shard", name, flush=True)

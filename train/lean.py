@@ -104,9 +104,11 @@ def layer(
 
 
 def subsample(self: Any, x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Convolve, norm and rectify, channels last."""
+    """Convolve, norm and rectify, channels last; the norm's weight in the precision of what comes in, which is faster."""
     out = self.conv(x).permute(0, 2, 3, 1)
-    return functional.relu(self.norm(out), inplace=True).permute(0, 3, 1, 2), mask[:, ::2]
+    norm = self.norm
+    out = functional.layer_norm(out, norm.normalized_shape, norm.weight.to(out.dtype), eps=norm.eps)
+    return functional.relu(out, inplace=True).permute(0, 3, 1, 2), mask[:, ::2]
 
 
 def speed_up(model: Any) -> None:

@@ -185,12 +185,28 @@ class Run:
     def batches(self) -> Iterator[Batch | SoftBatch]:
         """Give the batches from the present step on, those a run in one piece would see."""
         while True:
+            spliced = self._splices
+            if spliced:
+                self._splice()
             clips = self.clips.stream(self.rank, self.step, self.settings.kinds)
-            while self.settings.stage(self.step) == "tower":
+            while self.settings.stage(self.step) == "tower" and self._splices == spliced:
                 yield next(clips)
-            heard = self._listening().stream(self.rank, self.step)
-            while self.settings.stage(self.step) == "decoder":
-                yield next(heard)
+            if self.settings.stage(self.step) == "decoder":
+                heard = self._listening().stream(self.rank, self.step)
+                while self.settings.stage(self.step) == "decoder":
+                    yield next(heard)
+
+    @property
+    def _splices(self) -> bool:
+        return self._reached(self.settings.spliced_from)
+
+    def _splice(self) -> None:
+        """Cut the recordings into words and put these in other orders, unless that is done."""
+        splices.write(self.work, self.model, self.ctc_head, self.clips, self.rank)
+        self._meet()  # every process, whatever of its own is there already: no other may wait in vain
+        self.clips = TrainingClips(self.work, self.tokenizer, self.settings)
+        self.log(hours=self.clips.hours, cycles=self.settings.cycles)
+        self._started = time.monotonic()
 
     def _listening(self) -> Listening:
         """Read the bank of soft tokens; if there is none for this tower, fill it first."""
@@ -198,13 +214,10 @@ class Run:
         cycle, _ = self.settings.place(self.step)
         shares = [self.folder / f"bank-{cycle}-{rank}" for rank in range(processes)]
         own = shares[self.rank]
-        splices.write(self.work, self.model, self.ctc_head, self.clips, self.rank)
-        self._meet()  # every process, whatever of its own is there already: no other may wait in vain
-        self.clips = TrainingClips(self.work, self.tokenizer, self.settings)
         if not own.with_suffix(".npy").exists():
             self.save(f"tower-{cycle}.pt")  # the token table changes from now on
             fill(self.model, self.clips, own, self.rank, processes)
-        self._meet()
+        self._meet()  # every process, whatever of its own is there already: no other may wait in vain
         self._started = time.monotonic()
         return Listening(self.work, Bank.read(shares), self.tokenizer, self.settings.seed)
 

@@ -1,9 +1,9 @@
 """The schedule: what is trained when, counted in steps so that a run can be repeated.
 
-The tower learns phones of known time, then phones and words by CTC; then it is quantised and finished while the rate
-falls; the decoder learns from its soft tokens; at the end the decoder is quantised, while the rate falls again. Then
-both take other turns, with their bits and at half the rate: the tower can cut the recordings into words by now, and hears these in
-other orders; a decoder that has learnt to listen makes use of a better tower. A finished run can be made longer by another cycle.
+The tower learns phones of known time, then phones and words by CTC; as soon as it can tell where the words of the recordings are, it
+hears these in other orders, too; then it is quantised and finished while the rate falls; the decoder learns from its soft tokens; at the
+end the decoder is quantised, while the rate falls again. A finished run can be made longer by another cycle, in which both take
+another turn, with their bits and at half the rate.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate
 
-WEIGHTS = {
+UNSPLICED = {
     "real": 0.18,
     "joined": 0.12,
     "hibari": 0.16,
@@ -22,8 +22,8 @@ WEIGHTS = {
     "silence": 0.04,
     "aligned": 0.04,
 }
-"""How often a clip of each kind is drawn, in the first cycle."""
-LATER = {
+"""How often a clip of each kind is drawn, until the recordings are spliced."""
+WEIGHTS = {
     "real": 0.10,
     "joined": 0.06,
     "spliced": 0.20,
@@ -34,7 +34,7 @@ LATER = {
     "silence": 0.04,
     "aligned": 0.03,
 }
-"""The same, in those after it."""
+"""The same, from then on."""
 ALIGNED = {"aligned": 0.95, "silence": 0.05}
 """The same, while the tower learns phones from their times."""
 
@@ -43,13 +43,14 @@ ALIGNED = {"aligned": 0.95, "silence": 0.05}
 class Settings:
     """What a run is told."""
 
-    cycles: tuple[int, ...] = (13_000, 6_600, 3_600, 9_000)  # steps of each
+    cycles: tuple[int, ...] = (14_000,)  # steps of each
     # Shares of a cycle's steps; what begins in the first cycle goes on in those after it:
     timed_until: float = 0.02  # until when only phones of known time are learnt
+    spliced_from: float = 0.12  # when the recordings are cut into words and put in other orders
     stem_until: float = 0.3  # until when the convolutions are trained, the slowest part
-    tower_from: float = 0.45  # when the tower is quantised, and the rate falls
-    listen_from: float = 0.62  # when the tower stays as it is, and the decoder learns from it
-    quantised_from: float = 0.9  # when the decoder is quantised, and the rate falls
+    tower_from: float = 0.4  # when the tower is quantised, and the rate falls
+    listen_from: float = 0.54  # when the tower stays as it is, and the decoder learns from it
+    quantised_from: float = 0.88  # when the decoder is quantised, and the rate falls
     turn_from: float = 0.5  # when the decoder takes its turn in a later cycle
     falling: float = 0.27  # the last part of a turn, in which the rate falls there
     static_from: float = math.inf  # when activations get static scales: never, see README
@@ -89,9 +90,9 @@ class Settings:
 
     def kinds(self, step: int) -> dict[str, float]:
         """Say how often a clip of each kind is drawn."""
-        if self.place(step)[0]:
-            return LATER
-        return WEIGHTS if self.reached(self.timed_until, step) else ALIGNED
+        if self.reached(self.spliced_from, step):
+            return WEIGHTS
+        return UNSPLICED if self.reached(self.timed_until, step) else ALIGNED
 
     def _turn(self, step: int) -> float:
         """Give the share of a step's cycle that is the tower's."""

@@ -107,6 +107,22 @@ def espeak(voice: str) -> Callable[[str, float], Samples]:
     )
 
 
+def festival(voice: str) -> Callable[[str, float], Samples]:
+    """Return the speaker for one of Festival's voices."""
+    return lambda text, speed: _spoken_by(
+        [
+            "text2wave",
+            "-eval",
+            f"(voice_{voice}_diphone)",
+            "-eval",
+            f"(Parameter.set 'Duration_Stretch {1 / speed:.3f})",
+            "-o",
+            "OUT",
+        ],
+        text,
+    )
+
+
 def rhvoice(profile: str) -> Callable[[str, float], Samples]:
     """Return the speaker for one of RHVoice's voices."""
     return lambda text, speed: _spoken_by(
@@ -151,6 +167,7 @@ VOICES: dict[str, Callable[[str, float], Samples]] = {
     "pico-us": pico("en-US"),
     "pico-gb": pico("en-GB"),
     "espeak-us": espeak("en-us+f3"),
+    "festival-ked": festival("ked"),
     "rhvoice-bdl": rhvoice("bdl"),
     "rhvoice-clb": rhvoice("clb"),
     "rhvoice-slt": rhvoice("slt"),
@@ -162,12 +179,13 @@ VOICES: dict[str, Callable[[str, float], Samples]] = {
     UNSEEN_VOICE: flite("rms"),
 }
 SHARES = {
-    "hibari": 0.30,
-    "flite-slt": 0.18,
-    "flite-awb": 0.15,
-    "flite-kal16": 0.08,
-    "pico-us": 0.14,
-    "pico-gb": 0.10,
+    "hibari": 0.28,
+    "flite-slt": 0.17,
+    "flite-awb": 0.14,
+    "flite-kal16": 0.07,
+    "festival-ked": 0.07,
+    "pico-us": 0.13,
+    "pico-gb": 0.09,
     "espeak-us": 0.05,
 }
 """How much of the shards `voices-NN` each voice says."""
@@ -182,10 +200,11 @@ NEURAL_SHARES = {
 }
 """The same of the shards `neural-NN`."""
 ALONE_SHARES = {
-    "hibari": 0.20,
+    "hibari": 0.18,
     "flite-slt": 0.06,
     "flite-awb": 0.05,
     "flite-kal16": 0.03,
+    "festival-ked": 0.02,
     "pico-us": 0.06,
     "pico-gb": 0.04,
     "espeak-us": 0.02,
