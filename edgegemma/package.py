@@ -194,8 +194,12 @@ class Package:
                 descriptor = os.open(member.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             except OSError as error:
                 raise PackageError(f"{name}: cannot be opened: {error}") from error
+            try:
+                check_stat(name, os.fstat(descriptor), member.size)
+            except PackageError:
+                os.close(descriptor)
+                raise
             self._descriptors[name] = descriptor
-            check_stat(name, os.fstat(descriptor), member.size)
         return self._descriptors[name]
 
     def _read(self, name: str, offset: int, size: int) -> bytes:

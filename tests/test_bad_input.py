@@ -120,6 +120,18 @@ def test_package_of_a_later_version(damaged: Path) -> None:
     assert "function_version: got 2; want 1" in refused("inspect", damaged)
 
 
+def test_inspect_refuses_a_config_that_contradicts_itself(damaged: Path) -> None:
+    edit_manifest(damaged, lambda data: data["config"]["text"].update(num_hidden_layers=10**9))
+    assert "config.text" in refused("inspect", damaged)
+
+
+def test_inspect_shows_a_package_whose_source_is_a_plain_text(damaged: Path) -> None:
+    edit_manifest(damaged, lambda data: data.update(source="somewhere"))
+    result = CliRunner().invoke(app, ["inspect", str(damaged)])
+    assert result.exit_code == 0
+    assert "from None at None" in result.stdout
+
+
 def test_flipped_bit(damaged: Path) -> None:
     file = damaged / "decoder.bin"
     data = bytearray(file.read_bytes())

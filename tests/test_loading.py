@@ -163,7 +163,33 @@ def test_what_the_engine_does_not_know_is_refused_by_name(
         open_model(folder)
 
 
+@pytest.mark.parametrize("edit", [other_body, unknown_op, opset("edgegemma", 2)])
+def test_nor_does_stock_onnxruntime_get_it(folder: Path, edit: Edit) -> None:
+    packages.edit_graph(folder, "decoder", edit)
+    with pytest.raises(UnsupportedError, match=r"^decoder\.onnx: "):
+        open_model(folder, "onnxruntime")
+
+
 # What does not hold
+
+
+def many_nodes(model: onnx.ModelProto) -> None:
+    model.graph.node.extend([onnx.NodeProto(op_type="Identity")] * graph.NODE_LIMIT)
+
+
+def step(folder: Path) -> None:
+    model = open_model(folder)
+    model.forward(*model.embed(np.array([1, 2])), model.new_cache(4), 1)
+
+
+def sizes_as(value: Any) -> Edit:
+    def edit(model: onnx.ModelProto) -> None:
+        sizes = node(model, "Split").input[1]
+        constant = next(n for n in model.graph.node if n.output[0] == sizes)
+        constant.ClearField("attribute")
+        constant.attribute.append(helper.make_attribute("value_ints", value))
+
+    return edit
 
 
 def place(key: str, value: str) -> Edit:
@@ -222,6 +248,7 @@ def typed(model: onnx.ModelProto) -> None:
         (twice, "got tensor .* twice"),
         (shadow, "value .* is given twice"),
         (typed, r"layer_scalar: got 0 raw bytes; want 4 for float32 \[1\]"),
+        (many_nodes, r"got 16,\d+ nodes; want at most 16,384"),
         (lambda m: m.graph.output.pop(), "outputs: 'present.3.value' is missing"),
         (lambda m: m.graph.input.pop(0), "input 'inputs_embeds' is not given"),
     ],
@@ -232,6 +259,13 @@ def test_what_does_not_hold_is_refused_by_tensor_and_file(
     packages.edit_graph(folder, "decoder", edit)
     with pytest.raises(PackageError, match=rf"^decoder\.onnx: .*{message}"):
         open_model(folder)
+
+
+@pytest.mark.parametrize("edit", [sizes_as("abc"), sizes_as([1.5, 2.5])])
+def test_sizes_of_another_kind_are_refused(folder: Path, edit: Edit) -> None:
+    packages.edit_graph(folder, "decoder", edit)
+    with pytest.raises(PackageError, match=r"^decoder\.onnx: "):
+        step(folder)
 
 
 def test_tensors_do_not_overlap(folder: Path) -> None:

@@ -18,9 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgegemma.engine import memory
+from edgegemma.cli import inspecting
+from edgegemma.engine import graphs, memory
 from edgegemma.engine.model import open_model
 from edgegemma.errors import EdgeGemmaError
+from edgegemma.package import Package
 from tests import packages
 
 CPU_SECONDS = 20.0  # of one example; an honest package takes 0.1, its first run a compilation
@@ -61,7 +63,9 @@ def _memory_is_bounded(original: Path) -> Iterator[None]:
 
 
 def attempt(folder: Path) -> None:
-    """Open a package, read a little and listen a little."""
+    """Describe a package, open it, read a little and listen a little."""
+    package = Package.open(folder)
+    inspecting.describe(package, list(graphs.load(package).values()))
     opened = open_model(folder, threads=1)
     cache = opened.new_cache(32)
     for keep in (0, 1):

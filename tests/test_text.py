@@ -208,6 +208,12 @@ def test_templates_find_what_transformers_provides(source: str, want: str) -> No
         "{{ 1 // 0 }}",
         "{{ messages | nothing }}",
         "{% for x in range(999999999) %}{% endfor %}",
+        "{{ '{}'.format() }}",
+        "{{ 'a'.encode('nope') }}",
+        "{{ 'x' | truncate(1) }}",
+        "{% for x in y %}" * 25 + "{% endfor %}" * 25,
+        "{{ " + "(" * 3_000 + "1" + ")" * 3_000 + " }}",
+        "{{ " + "9" * 5_000 + " }}",
     ],
 )
 def test_templates_cannot_leave_the_sandbox(source: str) -> None:

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.trainers import BpeTrainer
 
+from edgegemma.errors import PackageError
 from edgegemma.kernels import cache
 from edgegemma.text import tokenizer as module
 from edgegemma.text import vocabulary
 from edgegemma.text.vocabulary import Vocabulary, build
+from tests.fake_model import FakePackage
 from tests.tiny_tokenizer import write_tokenizer
 
 SIZE = 1024
@@ -121,6 +123,26 @@ def test_another_form_of_tokenizer_is_left_to_the_library(
     with pytest.raises((ValueError, KeyError)):
         build(other, tmp_path / "made")
     assert list(tmp_path.iterdir()) == [other]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"decoder": "none"},
+        {"decoder": {"type": "Sequence", "decoders": ["Replace"]}},
+        {"post_processor": {"type": "Nothing"}},
+    ],
+    ids=str,
+)
+def test_a_large_file_that_is_no_tokenizer_of_gemmas_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(module, "LARGE_BYTES", 0)
+    monkeypatch.setattr(cache, "root", lambda: tmp_path / "cache")
+    other = tmp_path / "tokenizer.json"
+    other.write_text(json.dumps(json.loads(source.read_text()) | change))
+    with pytest.raises(PackageError, match=r"tokenizer\.json"):
+        module.Tokenizer(FakePackage(tmp_path))
 
 
 def test_a_large_file_is_opened_by_tables_that_are_made_once(

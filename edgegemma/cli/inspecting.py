@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from edgegemma import console, models
 from edgegemma.cli.options import JsonOption, ModelArgument, VerifyOption
 from edgegemma.config import FULL, TextConfig
+from edgegemma.errors import PackageError
 
 if TYPE_CHECKING:
     from edgegemma.engine.graph import Graph, Node, Tensor
     from edgegemma.package import Package
 
 FLOAT_BITS = {"float32": 32, "bfloat16": 16}
+BITS = (2, 4, 8, 16, 32)
 
 
 def inspect(
@@ -92,7 +94,12 @@ def _matrices(graph: Graph, node: Node) -> Iterator[tuple[Tensor, int]]:
         if tensor is None or not formal.endswith(("weight", "table")) or len(tensor.shape) < 2:
             continue
         name = re.sub("(weight|table)$", "bits", formal)
-        yield tensor, int(node.attributes.get(name, FLOAT_BITS.get(tensor.dtype, 8)))
+        bits = node.attributes.get(name, FLOAT_BITS.get(tensor.dtype, 8))
+        if not isinstance(bits, int) or bits not in BITS:
+            raise PackageError(
+                f"{graph.name}: {node.name!r}: {name}: got {bits!r}; want one of {BITS}"
+            )
+        yield tensor, bits
 
 
 def _weight(graph: Graph, tensor: Tensor, bits: int) -> dict[str, Any]:
@@ -153,7 +160,7 @@ def _kv(text: TextConfig) -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    source = found["source"] or {}
+    source = found["source"] if isinstance(found["source"], dict) else {}
     console.out(
         f"{console.plain(str(found['name']))}, preset {console.plain(str(found['preset']))}"
     )

@@ -133,11 +133,10 @@ def _ends(graph: Graph, value: str) -> dict[str, int]:
     takers = [node for node in graph.nodes if value in node.inputs]
     if len(takers) != 1 or takers[0].op != "Split" or value in graph.outputs:
         return {}
-    sizes = [
-        node.attributes.get("value_ints", ())
-        for node in graph.nodes
-        if node.op == "Constant" and node.outputs[0] == takers[0].inputs[-1]
-    ]
+    constant = graph.constants.get(takers[0].inputs[-1])
+    sizes = constant.attributes.get("value_ints") if constant else None
+    if not isinstance(sizes, tuple) or not all(isinstance(size, int) for size in sizes):
+        return {}
     return dict(zip(takers[0].outputs, np.cumsum(sizes).tolist(), strict=False))
 
 

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from edgegemma.errors import PackageError, UnsupportedError
 from edgegemma.package import Package
 
 FILE_LIMIT_BYTES = 32 << 20  # E2B's decoder has 1.2 MB; parsing takes a few times this
+NODE_LIMIT = 1 << 14  # the largest decoder has some 900
 RANK_LIMIT = 8
 DIMENSION_LIMIT = 1 << 40
 ALIGNMENT = 4096
@@ -125,6 +127,12 @@ class Graph:
         """Names of the files that its tensors are in, those inside the graph left out."""
         return {tensor.location for tensor in self.tensors.values() if tensor.data is None}
 
+    @cached_property
+    def constants(self) -> Mapping[str, Node]:
+        """The nodes that are constants, by the names they give."""
+        own = (node for node in self.nodes if node.op == "Constant" and not node.domain)
+        return {name: node for node in own if not node.inputs for name in node.outputs}
+
 
 _Named = TypeVar("_Named", Value, Function, Tensor)
 
@@ -171,6 +179,8 @@ def _graph(package: Package, name: str, model: onnx.ModelProto) -> Graph:
     for part in (proto.sparse_initializer, proto.quantization_annotation, model.training_info):
         if len(part):
             raise UnsupportedError(f"{name}: got {part[0].DESCRIPTOR.name}; want none")
+    if len(proto.node) > NODE_LIMIT:
+        raise PackageError(f"{name}: got {len(proto.node):,} nodes; want at most {NODE_LIMIT:,}")
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     functions = [_function(function) for function in model.functions]
     return Graph(

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgegemma.config import ModelConfig, TextConfig
-from edgegemma.engine import graph
+from edgegemma.engine import abi, graph
+from edgegemma.engine.dimensions import check_config
 from edgegemma.engine.graph import Graph
 from edgegemma.engine.values import rows
 from edgegemma.errors import PackageError
@@ -27,11 +28,15 @@ def load(package: Package) -> dict[str, Graph]:
     Raises
     ------
     PackageError
-        One is missing, damaged, or has other inputs and outputs than the config says.
+        The config contradicts itself; a graph is missing, damaged, or has other inputs and outputs than the config says.
+    UnsupportedError
+        A graph asks for something that `abi` does not know. No executor gets it then: stock onnxruntime would run any body.
     """
+    check_config(package.config)
     graphs = {}
     for name, (inputs, outputs) in interfaces(package.config).items():
         graphs[name] = graph.load(package, name)
+        abi.check(graphs[name])
         _check_names(f"{name}: inputs", graphs[name].inputs, inputs)
         _check_names(f"{name}: outputs", graphs[name].outputs, outputs)
     graph.check_ranges(graphs.values())

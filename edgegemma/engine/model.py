@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from edgegemma.config import AudioConfig
 from edgegemma.engine import budget, memory
-from edgegemma.engine.dimensions import check_config
 from edgegemma.engine.graphs import AUDIO
 from edgegemma.engine.state import AudioState as AudioState
 from edgegemma.engine.state import Cache as Cache
@@ -56,7 +55,6 @@ class Model(ABC):
     executor: str
 
     def __init__(self, package: Package, threads: int) -> None:
-        check_config(package.config)
         self.package, self.config = package, package.config
         self.threads = self.prefill_threads = threads
         self.memory_limit: int | None = None

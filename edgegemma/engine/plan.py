@@ -303,9 +303,8 @@ def _constant(graph: Graph, package: Package, name: str) -> Any:
     """Give a value that is the same in each run; None for others."""
     if name in graph.tensors:
         return graph.tensors[name].array(package)
-    for node in graph.nodes:
-        if node.op == "Constant" and name in node.outputs and not (node.domain or node.inputs):
-            return glue(graph, package, node).run((), None)[0]
+    if name in graph.constants:
+        return glue(graph, package, graph.constants[name]).run((), None)[0]
     return None
 
 

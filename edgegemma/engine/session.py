@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegemma.engine import abi, budget, graphs, plan
+from edgegemma.engine import budget, graphs, plan
 from edgegemma.engine.cache import SLACK, Kind, KVCache, Layout
 from edgegemma.engine.functions import bind
 from edgegemma.engine.graph import Graph
@@ -25,7 +25,6 @@ class Program:
     """A graph whose calls are bound, and the plans made of it so far."""
 
     def __init__(self, package: Package, source: Graph) -> None:
-        abi.check(source)
         self.graph = source
         self.calls = [bind(package, source, node) for node in source.nodes]
         self._plans: dict[tuple[str, ...], plan.Plan] = {}

@@ -48,18 +48,21 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise PackageError(f"{where}: line {error.lineno}: {error.message}") from error
+        except (
+            Exception
+        ) as error:  # what Python's own compiler says of the code that jinja2 makes of it
+            raise PackageError(f"{where}: not a template: {error}") from error
 
     @classmethod
     def of(cls, package: PackageFiles, tokenizer: Tokenizer) -> ChatTemplate:
         """Read the template of a package."""
         path = package.file(FILE)
         try:
-            data = path.read_bytes()
-            source = data.decode()
+            if (size := path.stat().st_size) > _MOST_BYTES:
+                raise PackageError(f"{path}: got {size} bytes; want at most {_MOST_BYTES}")
+            source = path.read_bytes().decode()
         except (OSError, UnicodeDecodeError) as error:
             raise PackageError(f"{path}: cannot be read: {error}") from error
-        if len(data) > _MOST_BYTES:
-            raise PackageError(f"{path}: got {len(data)} bytes; want at most {_MOST_BYTES}")
         ids = tokenizer.tokens
         named = {"bos_token": ids.bos, "eos_token": ids.eos[0], "pad_token": ids.pad}
         return cls(source, {name: tokenizer.token_of(id) for name, id in named.items()}, str(path))
@@ -98,14 +101,9 @@ class ChatTemplate:
             return self._template.render(names)
         except _Refused as error:
             raise InputError(f"messages: refused by the chat template: {error.message}") from error
-        except (
-            jinja2.TemplateError,
-            TypeError,
-            ValueError,
-            KeyError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is code: its filters raise what they like
             raise PackageError(f"{self._where}: fails on these messages: {error}") from error
 
 

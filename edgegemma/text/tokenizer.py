@@ -123,11 +123,13 @@ class Tokenizer:
         return piece
 
     def _check_decoder(self, path: Path) -> None:
-        state = self._library.decoder
-        steps = state.get("decoders", [])
+        state: Any = self._library.decoder
+        steps: Any = state.get("decoders") if isinstance(state, dict) else None
+        listed = isinstance(steps, list) and all(isinstance(step, dict) for step in steps)
+        kinds = [step.get("type") for step in steps] if listed else []
         replace = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-        if [step.get("type") for step in steps] != _DECODER or steps[0] != replace:
-            got = [step.get("type") for step in steps] or state.get("type")
+        if kinds != _DECODER or steps[0] != replace:
+            got = kinds or (state.get("type") if isinstance(state, dict) else state)
             raise PackageError(
                 f"{path}: got the decoder {got}; want Gemma's, {_DECODER} with {SPACE!r} for a space"
             )

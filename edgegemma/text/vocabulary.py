@@ -60,6 +60,10 @@ class Vocabulary:
         self.decoder: dict[str, Any] = self._skeleton["decoder"] or {}
         added = self._skeleton["added_tokens"]
         self.special = frozenset(token["id"] for token in added if token["special"])
+        try:
+            self.encode("")
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"{folder}: not a tokenizer: {error}") from error
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, as the whole tokenizer gives them."""
