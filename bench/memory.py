@@ -51,7 +51,7 @@ def measure(script: Script) -> dict[str, Any]:
     dict
         ``steps``: name, seconds, resident and peak bytes after it; ``ledger``: bytes by part.
     """
-    command = [sys.executable, "-m", "bench.memory", json.dumps(asdict(script))]
+    command = [sys.executable, "-P", "-m", "bench.memory", json.dumps(asdict(script))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise EdgeGemmaError(f"{script.package}: the session ended with status {done.returncode}")

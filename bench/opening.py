@@ -40,7 +40,7 @@ def once(package: str, engine: str, threads: int | None, cold: bool) -> dict[str
             "threads": threads,
             "began": time.monotonic(),
         }
-        command = [sys.executable, "-m", "bench.opening", json.dumps(given)]
+        command = [sys.executable, "-P", "-m", "bench.opening", json.dumps(given)]
         done = subprocess.run(
             command, stdout=subprocess.PIPE, env=environment, text=True, check=False
         )

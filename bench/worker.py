@@ -118,7 +118,7 @@ class Worker:
 
     def __init__(self, given: dict[str, Any]) -> None:
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", json.dumps(given)],
+            [sys.executable, "-P", "-m", "bench.worker", json.dumps(given)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -107,7 +107,7 @@ class Generation(Iterator[Token]):
     ) -> None:
         self._model, self._prompt, self._sampler = model, prompt, sampler
         self._detokenizer = tokenizer.detokenizer()
-        self._room = min(max_tokens, _room(model, prompt))
+        self._room = min(max_tokens, _room(model, prompt, cache))
         self.cache = model.new_cache(len(prompt) + self._room) if cache is None else cache
         if self.cache.length >= len(prompt):
             self.cache.truncate(len(prompt) - 1)  # the last position's logits are needed
@@ -256,14 +256,16 @@ def generate(
     return run
 
 
-def _room(model: TextModel, prompt: Prompt) -> int:
-    """Tokens that fit behind the prompt."""
+def _room(model: TextModel, prompt: Prompt, cache: Any) -> int:
+    """Tokens that fit behind the prompt, in the model's context or in the cache that is given."""
     limit = model.config.text.max_position_embeddings
+    if cache is not None:
+        limit = min(limit, cache.limit)
     if len(prompt) == 0:
         raise InputError("prompt: is empty")
     if len(prompt) >= limit:
         raise InputError(
-            f"prompt: got {len(prompt)} tokens; want fewer than {limit}, the model's context; shorten it"
+            f"prompt: got {len(prompt)} tokens; want fewer than {limit}, the context; shorten it"
         )
     hidden = model.config.text.hidden_size
     if len(prompt.positions) and prompt.soft.shape[1] != hidden:

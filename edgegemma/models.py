@@ -23,9 +23,16 @@ class Found(NamedTuple):
 def model_folder() -> Path:
     """Where `export` puts packages and names are looked up: ``$EDGEGEMMA_MODELS``, or the cache."""
     if chosen := os.environ.get("EDGEGEMMA_MODELS"):
-        return Path(chosen).expanduser()
+        return _expanded(chosen)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "edgegemma" / "models"
+    return _expanded(cache) / "edgegemma" / "models"
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: no such home folder; give the path in full") from error
 
 
 def installed() -> list[Found]:
@@ -53,7 +60,7 @@ def find(model: str) -> Path:
     names = {found.name: found.path for found in installed()}
     if model == DEMO and DEMO in names:
         return names[DEMO]
-    path = Path(model).expanduser()
+    path = _expanded(model)
     if (path / MANIFEST).is_file():
         return path
     if model in names:

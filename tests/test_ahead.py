@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,24 @@ for name, kernel in late.KERNELS.items():
 def test_another_process_finds_the_kernels_that_are_compiled_late() -> None:
     first, second = (subprocess.check_output([sys.executable, "-c", KEYS]) for _ in range(2))
     assert first == second != b""
+
+
+FULL_DISK = """
+import resource, signal
+import numpy as np
+from edgegemma.kernels import norms
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+print(norms.rms_norm(np.full((2, 8), 3, np.float32), np.ones(8, np.float32), 1e-6)[0, 0])
+"""
+
+
+def test_a_kernel_that_cannot_be_kept_works_all_the_same(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", FULL_DISK]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(1)
+    assert "cannot be kept: File too large" in done.stderr
 
 
 NORM = """

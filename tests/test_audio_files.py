@@ -168,6 +168,38 @@ def test_a_damaged_flac_is_refused() -> None:
         read_audio(bytes(data))
 
 
+def noise(seconds: float, form: str) -> bytes:
+    samples = np.random.default_rng(2).normal(0, 0.1, int(16_000 * seconds))
+    kinds = {"MP3": "MPEG_LAYER_III", "OGG": "VORBIS", "FLAC": "PCM_16"}
+    return wav(samples.astype(np.float32), subtype=kinds[form], form=form)
+
+
+@pytest.mark.parametrize("form", ["MP3", "OGG", "FLAC"])
+def test_two_files_in_one_are_not_taken_for_the_first(form: str) -> None:
+    with pytest.raises(
+        InputError, match=r"bytes after 20\.\d s cannot be read: it is several files"
+    ):
+        read_audio(noise(20, form) * 2)
+
+
+def test_an_mp3_cut_short_is_not_taken_for_whole() -> None:
+    data = noise(20, "MP3")
+    with pytest.raises(InputError, match=r"of 20\.\d s: it is cut short"):
+        read_audio(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("form", ["MP3", "OGG", "FLAC"])
+def test_tags_behind_the_sound_are_left_alone(form: str) -> None:
+    pcm = read_audio(noise(20, form) + b"TAG" + bytes(30_000))
+    assert abs(len(pcm.samples) / 16_000 - 20) < 0.2
+
+
+def test_the_ending_of_a_name_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "talk.raw"
+    path.write_bytes(wav(tone(16_000)))
+    assert len(read_audio(path).samples) == 16_000
+
+
 def test_missing_files_folders_and_locked_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing\.wav: cannot be read: No such file"):
         read_audio(tmp_path / "missing.wav")

@@ -125,6 +125,11 @@ def test_inspect_refuses_a_config_that_contradicts_itself(damaged: Path) -> None
     assert "config.text" in refused("inspect", damaged)
 
 
+def test_package_without_a_token_that_stops(damaged: Path) -> None:
+    edit_manifest(damaged, lambda data: data["config"]["tokens"].update(eos=[]))
+    assert "tokens.eos: got none" in refused("run", damaged, "hello")
+
+
 def test_inspect_shows_a_package_whose_source_is_a_plain_text(damaged: Path) -> None:
     edit_manifest(damaged, lambda data: data.update(source="somewhere"))
     result = CliRunner().invoke(app, ["inspect", str(damaged)])

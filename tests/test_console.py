@@ -101,6 +101,11 @@ def package(folder: Path, manifest: str = "{}") -> Path:
     return folder
 
 
+def test_a_home_that_is_nobodys_is_named() -> None:
+    with pytest.raises(InputError, match="~nosuchuser/x: no such home folder"):
+        models.find("~nosuchuser/x")
+
+
 def test_models_are_found_by_path_and_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,13 +99,21 @@ def test_chunks_and_cached_beginnings_change_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PREFILL_AT_ONCE", chunk)
         model = FakeModel(files)
-        first = generate(model, tokenizer, prompt_of([*SPEECH, B, C]), max_tokens=1)
+        cache = model.new_cache(64)
+        first = generate(model, tokenizer, prompt_of([*SPEECH, B, C]), max_tokens=1, cache=cache)
         list(first)
         first.cache.truncate(cached)
         run = generate(model, tokenizer, prompt, sampling, max_tokens=6, cache=first.cache)
         got = list(run)
     assert [t.id for t in got] == [t.id for t in want]
     assert run.summary.cached_tokens == min(cached, len(SPEECH) - 1)
+
+
+def test_a_given_cache_bounds_the_answer(files: FakePackage, tokenizer: Tokenizer) -> None:
+    model = FakeModel(files)
+    run = generate(model, tokenizer, prompt_of([2, 105]), cache=model.new_cache(5))
+    assert len(list(run)) == 3
+    assert run.summary.stop == "length"
 
 
 def test_only_the_last_chunk_asks_for_logits(files: FakePackage, tokenizer: Tokenizer) -> None:

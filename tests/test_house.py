@@ -68,6 +68,16 @@ def test_imports_are_absolute() -> None:
     assert relative == []
 
 
+def test_children_import_nothing_from_the_folder_one_is_in() -> None:
+    started = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sources(*SHIPPED)
+        for line in path.read_text().splitlines()
+        if "sys.executable" in line and '"-P"' not in line
+    ]
+    assert started == []
+
+
 def test_no_module_is_named_after_the_standard_library() -> None:
     # Running such a folder's file directly would put the name before Python's own.
     clash = [

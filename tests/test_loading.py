@@ -98,6 +98,10 @@ def other_body(model: onnx.ModelProto) -> None:
     body.node[0].name = "changed"
 
 
+def alone(model: onnx.ModelProto) -> None:
+    node(model, "Head").op_type = "Linear"
+
+
 def no_body(model: onnx.ModelProto) -> None:
     kept = [f for f in model.functions if f.name != "Head"]
     del model.functions[:]
@@ -139,6 +143,7 @@ def sparse(model: onnx.ModelProto) -> None:
         (unknown_op, "'Split'|unknown op 'Einsum'"),
         (unknown_function, r"unknown function 'edgegemma\.Spy'; update"),
         (other_body, r"function 'Head' has another body .*; update"),
+        (alone, "'Linear' stands alone"),
         (no_body, "function 'Head' has no body"),
         (other_domain, r"unknown op 'com\.microsoft\.Head'"),
         (opset("", 24), r"got version 24 of 'ai\.onnx'; want 23"),
@@ -175,6 +180,15 @@ def test_nor_does_stock_onnxruntime_get_it(folder: Path, edit: Edit) -> None:
 
 def many_nodes(model: onnx.ModelProto) -> None:
     model.graph.node.extend([onnx.NodeProto(op_type="Identity")] * graph.NODE_LIMIT)
+
+
+def test_keys_and_values_are_for_layers_only(folder: Path) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        node(model, "RotaryTable").input[0] = "past_key_values.0.key"
+
+    packages.edit_graph(folder, "decoder", edit)
+    with pytest.raises(PackageError, match=r"rotary_emb.*: got no array"):
+        step(folder)
 
 
 def step(folder: Path) -> None:

@@ -87,6 +87,11 @@ def test_shares_are_those_of_the_softmax() -> None:
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+def test_a_part_of_a_token_cannot_be_kept() -> None:
+    with pytest.raises(InputError, match=r"top_k: got 64\.5"):
+        Sampling(1.0, top_k=64.5)  # type: ignore[arg-type]
+
+
 def test_draws_follow_the_probabilities() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
     draw = Sampler(Sampling(temperature=1.0, seed=0))

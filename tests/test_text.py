@@ -221,6 +221,11 @@ def test_templates_cannot_leave_the_sandbox(source: str) -> None:
         ChatTemplate(source).render(HELLO)
 
 
+def test_an_image_is_refused_as_nothing_reads_it() -> None:
+    with pytest.raises(InputError, match=r"messages\[0\].content\[0\]: got type 'image'"):
+        ChatTemplate("x").render([{"role": "user", "content": [{"type": "image"}]}])
+
+
 def test_a_template_may_refuse_messages() -> None:
     with pytest.raises(InputError, match="refused by the chat template: roles must alternate"):
         ChatTemplate("{{ raise_exception('roles must alternate') }}").render(HELLO)

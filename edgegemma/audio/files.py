@@ -31,6 +31,7 @@ BLOCK_SECONDS = 10
 RATES = range(1_000, 1_000_001)  # what a real recording can have; soxr would try to serve anything
 
 _SPOOL_IN_MEMORY = 16 << 20  # a pipe longer than this goes to a temporary file
+_TAGS_BYTES = 1 << 16  # what may stand behind the sound: tags, as of a title
 _FOREIGN = {  # offset and first bytes of the containers that libsndfile does not know and PyAV does
     "MP4 or M4A": (4, b"ftyp"),
     "WebM or Matroska": (0, b"\x1a\x45\xdf\xa3"),
@@ -187,7 +188,8 @@ def _open_path(path: Path) -> tuple[str, BinaryIO]:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise InputError(f"{name}: is a folder; want a sound file")
-        file = path.open("rb")
+        # By its descriptor, which has no name: libsndfile's wrapper goes by the ending, and wants a rate for `.raw`.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb")
         if stat.S_ISREG(mode):
             return name, file
         with file:
@@ -258,11 +260,12 @@ class _SoundFile:
     """libsndfile."""
 
     def __init__(self, name: str, file: BinaryIO) -> None:
-        self._name, self._file = name, soundfile.SoundFile(file)
+        self._name, self._bytes, self._file = name, file, soundfile.SoundFile(file)
         self.rate, self.channels = int(self._file.samplerate), int(self._file.channels)
         self.frames = max(0, int(self._file.frames))
 
     def read(self) -> Iterator[F32]:
+        done = 0
         while True:
             try:
                 block = self._file.read(BLOCK_SECONDS * self.rate, dtype="float32", always_2d=True)
@@ -272,8 +275,24 @@ class _SoundFile:
                     f"{self._name}: is damaged after {at:.1f} s: {error.error_string}"
                 ) from error
             if len(block) == 0:
-                return
+                return self._check_end(done)
+            done += len(block)
             yield block
+
+    def _check_end(self, done: int) -> None:
+        """Refuse an end that libsndfile takes for one: the header promised more, or there is more behind it."""
+        seconds = done / self.rate
+        if self.frames - done > self.rate:
+            raise InputError(
+                f"{self._name}: ends after {seconds:.1f} of {self.frames / self.rate:.1f} s: it is cut short"
+            )
+        if self._file.format in ("MP3", "OGG", "FLAC"):
+            rest = -self._bytes.tell() + self._bytes.seek(0, os.SEEK_END)
+            if rest > _TAGS_BYTES:
+                raise InputError(
+                    f"{self._name}: {rest:,} bytes after {seconds:.1f} s cannot be read: it is several files in one, "
+                    "or its header is wrong; convert it first: ffmpeg -i FILE out.wav"
+                )
 
     def close(self) -> None:
         self._file.close()

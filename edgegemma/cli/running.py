@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -36,6 +35,9 @@ if TYPE_CHECKING:
     from edgegemma.text.tokenizer import Tokenizer
 
 SAMPLING = "Sampling"
+
+DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""What a package's ``generation_config.json`` may say of sampling."""
 
 
 def run(  # noqa: PLR0913  a command line has many options
@@ -137,9 +139,8 @@ def sampling(package: Package, asked: dict[str, Any]) -> Sampling:
     """Join the package's ``generation_config.json`` and what the user asked for."""
     from edgegemma.text.sampler import Sampling
 
-    fields = {f.name for f in dataclasses.fields(Sampling)}
     given = {k: v for k, v in asked.items() if v is not None}
-    return Sampling(**{k: v for k, v in _defaults(package).items() if k in fields} | given)
+    return Sampling(**_defaults(package) | given)
 
 
 def _defaults(package: Package) -> dict[str, Any]:
@@ -149,13 +150,13 @@ def _defaults(package: Package) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(package.read(name, 1 << 20))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PackageError(f"{name}: not JSON: {error}") from error
     if not isinstance(config, dict):
         raise PackageError(f"{name}: got {type(config).__name__}; want an object")
     if not config.get("do_sample"):
         return {}
-    numbers = {k: v for k, v in config.items() if isinstance(v, int | float) and v is not True}
+    numbers = {k: config[k] for k in DEFAULTS if isinstance(config.get(k), int | float)}
     return {"temperature": 1.0} | numbers
 
 

@@ -110,7 +110,7 @@ def compile_apart(path: Path, kind: str, told: Told) -> int:
         children = []
         for part in parts:
             wrong = stack.enter_context(tempfile.TemporaryFile("w+"))
-            command = [sys.executable, "-m", "edgegemma.engine.ahead", str(path), kind, *part]
+            command = [sys.executable, "-P", "-m", "edgegemma.engine.ahead", str(path), kind, *part]
             child = stack.enter_context(subprocess.Popen(command, stdout=writing, stderr=wrong))
             children.append((child, wrong))
             stack.callback(child.kill)

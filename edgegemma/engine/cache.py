@@ -48,7 +48,7 @@ class KVCache:
     limit : int
         Positions it may ever hold.
     kind : str
-        "float32", or "int8" with a scale for each position and head.
+        "float32", or "int8": with the scales that the layer has, or one for each position and head.
     slack : int
         Extra positions of a ring: how far `truncate` can go back.
     """

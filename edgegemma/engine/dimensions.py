@@ -25,6 +25,10 @@ def check_config(config: ModelConfig) -> None:
     _check_text(config.text)
     if config.audio:
         _check_audio(config.audio)
+    if not config.tokens.eos:
+        raise PackageError(
+            f"{_WHERE}.tokens.eos: got none; want the id of a token that ends an answer"
+        )
     for field, token in config.tokens.to_json().items():
         for value in token if isinstance(token, list | tuple) else [token]:
             if value is not None and not 0 <= value < config.text.vocab_size:

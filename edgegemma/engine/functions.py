@@ -19,7 +19,7 @@ from edgegemma.engine.graph import Graph, Node
 from edgegemma.engine.plan import Call, Work, at_once
 from edgegemma.engine.values import rows, view
 from edgegemma.engine.weights import CODE_BITS, FLOATS, Weights
-from edgegemma.errors import InputError
+from edgegemma.errors import InputError, UnsupportedError
 from edgegemma.kernels import decoder
 from edgegemma.kernels.gather import gather_rows
 from edgegemma.kernels.rotary import rotary_table
@@ -36,6 +36,10 @@ def bind(package: Package, graph: Graph, node: Node) -> Call:
     """
     if not node.domain:
         return plan.glue(graph, package, node)
+    if node.op not in _BINDERS:
+        raise UnsupportedError(
+            f"{graph.name}: {node.name!r}: {node.op!r} stands alone; want it within another function's body"
+        )
     return _BINDERS[node.op](package, graph, node)
 
 

@@ -63,6 +63,8 @@ class EngineModel(Model):
         loaded = graphs.load(package)
         self._programs = {name: Program(package, source) for name, source in loaded.items()}
         self._present = [name for name in loaded[DECODER].outputs if name != "logits"]
+        # Layers get keys and values by the state; whatever else asks for them is told that it gets none.
+        self._absent: dict[str, Any] = dict.fromkeys(loaded[DECODER].inputs)
         _check_present(loaded[DECODER], self._present)
 
     @property
@@ -127,7 +129,7 @@ class EngineModel(Model):
             raise InputError("forward: got the cache of another executor; want this model's")
         start, count = cache.length, len(embeds)
         cache.reserve(count)
-        feeds = {
+        feeds = self._absent | {
             "inputs_embeds": embeds[None],
             "per_layer_inputs": per_layer[None],
             "position_ids": np.arange(start, start + count, dtype=np.int64)[None],

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgegemma.engine.graph import Graph, Node, Tensor
 from edgegemma.errors import PackageError, UnsupportedError
 from edgegemma.kernels.experts import ExpertCodes, ExpertFloats, Experts
-from edgegemma.kernels.linear import CodeMatrix, FloatMatrix, Matrix
+from edgegemma.kernels.linear import EXACT, CodeMatrix, FloatMatrix, Matrix
 from edgegemma.package import Package
 
 F32 = NDArray[np.float32]
@@ -163,6 +163,8 @@ class Weights:
     def _codes(
         self, name: str, leading: tuple[int, ...], inputs: int, bits: int, block: int
     ) -> tuple[NDArray[np.uint8], F32]:
+        if inputs >= EXACT:
+            raise self.wrong(f"{name}_in", inputs, f"less than {EXACT}: sums are whole numbers")
         if not block or block % 16 or inputs % block:
             raise self.wrong(f"{name}_block", block, f"a multiple of 16 that divides {inputs}")
         blocks, width = inputs // block, block * bits // 8

@@ -87,8 +87,11 @@ def _load_at_once() -> None:
             return cache._load_overload(signature, context)
 
     def save_overload(cache: Any, signature: Any, result: Any) -> None:
-        with _locked(fcntl.LOCK_EX):
-            save(cache, signature, result)
+        try:
+            with _locked(fcntl.LOCK_EX):
+                save(cache, signature, result)
+        except OSError as error:  # it works, and is compiled again the next time
+            log.warning("%s: a compiled kernel cannot be kept: %s", root(), error.strerror)
 
     numbas.load_overload, numbas.save_overload = load_overload, save_overload
 

@@ -131,7 +131,7 @@ def _digit_dots(_context, y, at, planes, sums, step, row, width, keys, j0, j1, j
 
 
 def _totals(b: Any, digits: Any, keys: Any, starts: list[Any]) -> list[Any]:
-    """Build the lanes' sums along a row, of key c and row r at ``4 * c + r``; they fit int32, and so does their sum."""
+    """Build the lanes' sums along a row, of key c and row r at ``4 * c + r``; they and their sum count modulo 2^32, which `added` brings back."""
     planes, row, width = digits
     zero = ir.Constant(simd.V32, None)
     places = [cgutils.alloca_once_value(b, zero) for _ in range(2 * ROWS * COLUMNS)]

@@ -22,6 +22,7 @@ F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
 
+EXACT = 1 << 17  # columns whose products, 2^14 each at most, surely add up to an int32
 _MANY = 4  # rows from which on a tile of unpacked codes pays
 
 
@@ -129,7 +130,7 @@ def _check(x: F32, w: Matrix) -> int:
             and w.scale.dtype == np.float32
             and w.scale.shape[0] == n
             and groups in (1, k // w.block)
-            and k < 1 << 17  # 2^14 each at most: exact in int32
+            and k < EXACT
             and w.codes.flags.c_contiguous
             and w.scale.flags.c_contiguous
         )
@@ -147,7 +148,7 @@ def _check(x: F32, w: Matrix) -> int:
     return int(n)
 
 
-# Called from Python (NUMBA_DISABLE_JIT=1) the three below are their definition.
+# What compiled code calls; the bodies are the definition, the overloads what is compiled.
 def _linear(x: Any, w: Any, y: Any) -> None:
     """Write ``x · wᵀ`` into y; call it from compiled code. x [M, K], y [M, N] float32, C-contiguous."""
     y[...] = reference.linear(x, w)

@@ -57,7 +57,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         self._want("temperature", 0 <= self.temperature < math.inf, "0 or more")
-        self._want("top_k", self.top_k >= 0, "0 (all) or more")
+        whole = isinstance(self.top_k, int)  # a package's file may say anything
+        self._want("top_k", whole and self.top_k >= 0, "0 (all) or more")
         self._want("top_p", 0 < self.top_p <= 1, "above 0, at most 1")
         self._want("min_p", 0 <= self.min_p <= 1, "0 to 1")
         self._want(

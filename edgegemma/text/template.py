@@ -27,7 +27,7 @@ Message = Mapping[
 
 FILE = "chat_template.jinja"
 ROLES = ("system", "developer", "user", "assistant", "model", "tool")
-PARTS = ("text", "audio", "image", "video")
+PARTS = ("text", "audio")
 
 _MOST_BYTES = 1 << 20  # a template is tens of kilobytes
 
@@ -132,7 +132,7 @@ def _check(messages: Sequence[Message]) -> None:
             kind = part.get("type") if isinstance(part, Mapping) else None
             if kind not in PARTS or (kind == "text" and not isinstance(part.get("text"), str)):
                 raise InputError(
-                    f"messages[{i}].content[{j}]: want {{'type': 'text', 'text': …}} or a media part"
+                    f"messages[{i}].content[{j}]: got type {kind!r}; want {{'type': 'text', 'text': …}} or 'audio'"
                 )
 
 

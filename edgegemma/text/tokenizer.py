@@ -195,7 +195,8 @@ def _opened(path: Path) -> Vocabulary | Whole:
     folder = cache.root() / "tokenizers" / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
     if not folder.is_dir():
         # In a process of its own: it takes 0.3 GB for a moment, which this one would not give back.
-        command = [sys.executable, "-m", "edgegemma.text.vocabulary", str(path), str(folder)]
+        # -P: nothing is imported from the folder one happens to be in.
+        command = [sys.executable, "-P", "-m", "edgegemma.text.vocabulary", str(path), str(folder)]
         made = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if made.returncode:
             log.info("read whole: %s", made.stderr.strip()[-200:])
