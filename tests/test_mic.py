@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ class Card:
         self.takes = [SAMPLE_RATE, 44_100, 48_000]
         self.refusal: tuple[Any, ...] = ("Invalid sample rate", -9997)
         self.fails: tuple[Any, ...] = ()
+        self.mute = False  # streams can be opened and not started
         self.streams: queue.SimpleQueue[Stream] = queue.SimpleQueue()
 
     def query_devices(self) -> list[dict[str, Any]]:
@@ -43,7 +45,7 @@ class Card:
     def InputStream(self, **options: Any) -> Stream:  # noqa: N802
         if self.fails:
             raise PortAudioError(*self.fails)
-        stream = Stream(**options)
+        stream = Stream(mute=self.mute, **options)
         self.streams.put(stream)
         return stream
 
@@ -51,9 +53,11 @@ class Card:
 class Stream:
     """An opened stream; `hear` is what its driver does."""
 
-    def __init__(self, callback: Any, finished_callback: Any, **options: Any) -> None:
+    def __init__(
+        self, callback: Any, finished_callback: Any, mute: bool = False, **options: Any
+    ) -> None:
         self.options, self._callback, self._finished = options, callback, finished_callback
-        self.closed = 0
+        self.mute, self.closed = mute, 0
 
     def hear(self, frames: int, overflow: bool = False) -> None:
         sound = np.full((frames, self.options["channels"]), 0.5, np.float32)
@@ -63,7 +67,8 @@ class Stream:
         self._finished()
 
     def start(self) -> None:
-        pass
+        if self.mute:
+            raise PortAudioError("Unanticipated host error", -9999)
 
     def close(self) -> None:
         self.closed += 1
@@ -188,6 +193,29 @@ def test_a_lost_device_is_opened_again(card: Card, monkeypatch: pytest.MonkeyPat
     assert microphone.lost is None
 
 
+def test_a_device_that_is_back_and_does_not_start_is_given_back(
+    card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mic, "RETRY_SECONDS", 0.01)
+    blocks = iter(Microphone())
+    stream = card.streams.get()
+    stream.hear(1_280)
+    next(blocks)
+    card.mute = True
+    stream.vanish()
+    assert next(blocks).cut
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(lambda: next(blocks))
+        deaf = back = card.streams.get(timeout=10)
+        card.mute = False
+        while back.mute:
+            back = card.streams.get(timeout=10)
+        back.hear(1_280)
+        coming.result(10)
+    assert deaf.closed == 1
+
+
 def test_a_device_that_gives_nothing_is_lost(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mic, "DEAF_SECONDS", 0.01)
     microphone = Microphone(on_lost="stop")
@@ -204,4 +232,23 @@ def test_closing_ends_the_iteration_and_gives_the_device_back_once(card: Card) -
     microphone.close()
     microphone.close()
     assert list(blocks) == []
+    assert stream.closed == 1
+
+
+def test_closing_again_while_it_is_being_closed_does_not_wait_for_itself(
+    card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    microphone = Microphone()
+    stream = card.streams.get()
+    close = stream.close
+
+    def interrupted() -> None:
+        microphone.close()  # as the handler of Ctrl-C does, in this very thread
+        close()
+
+    monkeypatch.setattr(stream, "close", interrupted)
+    closing = threading.Thread(target=microphone.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
     assert stream.closed == 1

@@ -222,6 +222,7 @@ class Microphone:
                 capture.start()
             except DeviceError as error:
                 self.lost = str(error)
+                capture.close()
                 continue
             if self._closed.is_set():  # closed while it was opened
                 capture.close()
@@ -253,7 +254,8 @@ class _Capture:
         self.reason = "it was unplugged, or its driver or sound server stopped"
         self.pieces: queue.SimpleQueue[tuple[int, F32] | None] = queue.SimpleQueue()
         self._name, self._most, self._heard = device.name, most, 0
-        self._closing, self._closed = threading.Lock(), False
+        # A signal's handler may close it in the middle of our own closing.
+        self._closing, self._closed = threading.RLock(), False
         self._sounddevice = _sounddevice()
         format = {"device": device.index, "channels": self.channels, "dtype": "float32"}
         try:

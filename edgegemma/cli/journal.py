@@ -15,22 +15,38 @@ from typing import IO, Any
 from edgegemma import console
 from edgegemma.audio.features import SAMPLE_RATE
 from edgegemma.cli.sounds import STDIN
+from edgegemma.cli.speech_options import Vad, detector
 from edgegemma.errors import InputError
-from edgegemma.listen.events import Commit, Event, Final, Translation, from_json, to_json
+from edgegemma.listen.events import (
+    Commit,
+    Event,
+    Final,
+    Gap,
+    Silence,
+    Translation,
+    from_json,
+    to_json,
+)
 from edgegemma.listen.task import Task
 from edgegemma.listen.writers import writer
 
-KEPT = (Commit, Final, Translation)
+KEPT = (Commit, Final, Translation, Silence, Gap)
 
 
-def identity(name: str, model: str, task: Task) -> dict[str, Any]:
+def identity(name: str, model: str, task: Task, vad: Vad, endpoint_s: float) -> dict[str, Any]:
     """Say what is heard with what: a run can only go on with the same."""
     about: dict[str, Any] = {"file": name, "model": model, "task": vars(task)}
+    about |= {"vad": detector(vad).value, "endpoint_s": endpoint_s}
     if name != STDIN:
         with suppress(OSError):  # who reads it will say why it cannot be read
             found = Path(name).stat()
             about |= {"bytes": found.st_size, "changed": found.st_mtime_ns}
     return about
+
+
+def partial(target: Path) -> Path:
+    """Name the journal of a transcript."""
+    return target.with_name(target.name + ".partial")
 
 
 class Journal:
@@ -55,7 +71,7 @@ class Journal:
 
     def __init__(self, target: Path, about: dict[str, Any], resume: bool) -> None:
         self._target = target
-        self._path = target.with_name(target.name + ".partial")
+        self._path = partial(target)
         self._final = 0  # where the last final ends
         self.context = ""
         self.done, kept = self._read(about) if resume and self._path.exists() else (0, 0)
@@ -74,8 +90,10 @@ class Journal:
             self._path.unlink(missing_ok=True)  # nothing to go on from
 
     def write(self, event: Event) -> None:
-        """Keep an event if it tells what was said."""
+        """Keep an event that a recording has, unless it was kept before the interruption."""
         if not isinstance(event, KEPT):
+            return
+        if isinstance(event, Silence | Gap) and round(event.start_s * SAMPLE_RATE) < self.done:
             return
         if not isinstance(event, Translation):  # the one of an utterance may follow its final
             self._mark()
@@ -83,7 +101,7 @@ class Journal:
         if isinstance(event, Final):
             self._final = round(event.end_s * SAMPLE_RATE)
 
-    def finish(self) -> None:
+    def finish(self, complete: bool = True) -> None:
         """Nothing is left."""
 
     def complete(self, form: str, translated: bool, **fields: Any) -> None:
@@ -121,8 +139,8 @@ class Journal:
                 head = json.loads(stream.readline())
             if head != json.loads(json.dumps(about)):
                 raise InputError(
-                    f"--resume: {self._path} is of another recording, model or task; "
-                    "remove it or leave --resume out"
+                    f"--resume: {self._path} is of another recording, model, task, --vad or "
+                    "--endpoint-ms; remove it or leave --resume out"
                 )
             at = stream.tell()
             for line in stream:

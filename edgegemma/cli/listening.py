@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -25,7 +27,7 @@ from edgegemma.cli.options import (
     VerifyOption,
     load,
 )
-from edgegemma.cli.sounds import Saver, Watched, drivers_hushed, source_of
+from edgegemma.cli.sounds import Saver, Watched, drivers_hushed, source_of, spare
 from edgegemma.cli.speech_options import (
     ENDPOINT_MS,
     EndpointOption,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from edgegemma.listen.writers import Writer
 
 SOUND, RESULT = "Sound", "Result"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class OnLost(StrEnum):
@@ -151,32 +154,30 @@ def listen(  # noqa: PLR0913  a command line has many options
     task = Task(language, translate_to, both, instruction)
     utterances = Utterances(gate(vad), endpoint_s=endpoint_ms / 1000)
     with ExitStack() as stack:
-        stream = stack.enter_context(_opened(output))
-        watchers: list[Callable[[Block], None]] = []
-        if save_audio is not None:
-            watchers.append(stack.enter_context(Saver(save_audio)))
+        stream = stack.enter_context(_opened(output, file))
+        saver = None if save_audio is None else _saver(save_audio, file)
+        source = source_of(file, device, rate, realtime, on_lost.value)
+        stack.callback(source.close)
         opened = load(model, engine, threads, kv, verify, memory_limit)
         note_task(opened, task)
         if file is None:
             stack.enter_context(drivers_hushed())
-        source = source_of(file, device, rate, realtime, on_lost.value)
-        stack.callback(source.close)
-        view: View | None = None
-        sinks: list[Writer] = []
-        if output is not None or not stream.isatty() or form is not Form.TEXT:
-            sinks.append(writer(form.value, stream, both))
-        if sys.stderr.isatty() and (output is not None or stream.isatty()):
-            view = View(sys.stderr)
-            sinks.append(view)
-            watchers.append(view.tick)
-        sound = Watched(source, *watchers)
+        view = _view(form, output, stream)
+        sound = Watched(source, *_watchers(saver, view))
         listener = Listener(
             opened, sound, task, utterances=utterances, partials=None if partials else False
         )
-        if view is not None:
-            view.listener = listener
         if source.live:
             listener.prepare()
+        if output is not None:  # it can listen: only now is what was in the files before lost
+            _empty(stream)
+        if saver is not None:
+            stack.enter_context(saver)
+        shown = view is not None and output is None
+        sinks: list[Writer] = [] if shown else [writer(form.value, stream, both)]
+        if view is not None:
+            view.listener = listener
+            sinks.append(view)
         _say_start(source)
         note = console.note if view is None else view.note
         stack.enter_context(_finishing(source, note))
@@ -198,13 +199,36 @@ def _list_devices() -> None:
 
 
 @contextmanager
-def _opened(output: Path | None) -> Iterator[IO[str]]:
+def _opened(output: Path | None, file: str | None) -> Iterator[IO[str]]:
     """Open what is written to: before the model, so that a name that cannot be written is said at once."""
     if output is None:
         yield sys.stdout
         return
-    with console.writing(output), output.open("w", encoding="utf-8") as stream:
+    spare("--output", output, file)
+    with console.writing(output), output.open("a", encoding="utf-8") as stream:
         yield stream
+
+
+def _empty(stream: IO[str]) -> None:
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # a pipe has nothing to lose
+        stream.truncate(0)
+
+
+def _saver(path: Path, file: str | None) -> Saver:
+    spare("--save-audio", path, file)
+    return Saver(path)
+
+
+def _view(form: Form, output: Path | None, stream: IO[str]) -> View | None:
+    """Draw on the terminal if text is to appear there, or if all that is written goes into a file."""
+    on_screen = output is None and stream.isatty() and form is Form.TEXT
+    drawn = sys.stderr.isatty() and (on_screen or output is not None)
+    return View(sys.stderr) if drawn else None
+
+
+def _watchers(saver: Saver | None, view: View | None) -> list[Callable[[Block], None]]:
+    watchers: list[Callable[[Block], None]] = [] if saver is None else [saver]
+    return watchers if view is None else [*watchers, view.tick]
 
 
 def _say_start(source: Source) -> None:
@@ -214,22 +238,25 @@ def _say_start(source: Source) -> None:
 
 @contextmanager
 def _finishing(source: Source, note: Callable[[str], None]) -> Iterator[None]:
-    """Let the first Ctrl-C end the sound, and the second one everything."""
-    before = signal.getsignal(signal.SIGINT)
+    """Let the first Ctrl-C, or what else asks us to end, end the sound, and the second one everything."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    heeded = [number for number in ENDING if before[number] is not signal.SIG_IGN]
 
     def finish(_number: int, _frame: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        note("finishing the sentence; Ctrl-C again stops at once")
+        for number in heeded:
+            if number != signal.SIGHUP:  # a terminal that is closed sends it more than once
+                signal.signal(number, before[number])
+        with suppress(OSError):  # that terminal
+            note("finishing the sentence; Ctrl-C again stops at once")
         source.close()
 
-    if before is signal.SIG_IGN:
-        yield
-        return
-    signal.signal(signal.SIGINT, finish)
+    for number in heeded:
+        signal.signal(number, finish)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in heeded:
+            signal.signal(number, before[number])
 
 
 def _follow(listener: Listener, sinks: list[Writer], note: Callable[[str], None]) -> None:
@@ -237,6 +264,7 @@ def _follow(listener: Listener, sinks: list[Writer], note: Callable[[str], None]
     from edgegemma.listen.events import Final, Gap, Lag
 
     shown = any(isinstance(sink, View) for sink in sinks)
+    complete = False
     try:
         for event in listener:
             for sink in sinks:
@@ -247,6 +275,7 @@ def _follow(listener: Listener, sinks: list[Writer], note: Callable[[str], None]
                 note(f"{event.reason} at {event.start_s:.1f} s; {event.overflows} overflows")
             elif not shown and isinstance(event, Lag):
                 note(f"lag {event.seconds:.1f} s")
+        complete = True
     finally:
         for sink in sinks:
-            sink.finish()
+            sink.finish(complete)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -52,31 +52,60 @@ class Watched:
 
 
 class Saver:
-    """Writes blocks into a WAV file, silence where sound was lost. A context manager."""
+    """Writes blocks into a WAV file, silence where sound was lost.
+
+    A context manager: until it is entered, what was in the file stays.
+    """
 
     def __init__(self, path: Path) -> None:
+        path.open("ab").close()  # says why it cannot be written, which libsndfile does not
+        self._path = path
+
+    def __enter__(self) -> Saver:
         import soundfile
 
         from edgegemma.audio.features import SAMPLE_RATE
 
-        path.open("wb").close()  # says why it cannot be written, which libsndfile does not
-        self._file = soundfile.SoundFile(
-            path, "w", SAMPLE_RATE, channels=1, subtype="PCM_16", format="WAV"
-        )
-
-    def __enter__(self) -> Saver:
+        with self._told():
+            self._file = soundfile.SoundFile(
+                self._path, "w", SAMPLE_RATE, channels=1, subtype="PCM_16", format="WAV"
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with self._told():
+            self._file.close()
 
     def __call__(self, block: Block) -> None:
         """Write a block."""
         import numpy as np
 
-        if (gap := block.start - self._file.tell()) > 0:
-            self._file.write(np.zeros(gap, np.float32))
-        self._file.write(block.samples)
+        with self._told():
+            if (gap := block.start - self._file.tell()) > 0:
+                self._file.write(np.zeros(gap, np.float32))
+            self._file.write(block.samples)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Name the file that cannot be written; libsndfile keeps the system's reason to itself."""
+        import soundfile
+
+        try:
+            yield
+        except soundfile.LibsndfileError as error:
+            why = error.error_string.rstrip(".")
+            raise InputError(
+                f"--save-audio {self._path}: cannot be written ({why}); is the disk full?"
+            ) from error
+
+
+def spare(option: str, path: Path, file: str | None) -> None:
+    """Refuse to write over the recording that is read."""
+    if file is None or file == STDIN:
+        return
+    with suppress(OSError):  # one of them is not there
+        if path.samefile(file):
+            raise InputError(f"{option} {path}: is the recording itself; give another name")
 
 
 @contextmanager

@@ -62,14 +62,21 @@ EndpointOption = Annotated[
 ENDPOINT_MS = 600
 
 
+def detector(vad: Vad) -> Vad:
+    """Say which of the two ``auto`` is here."""
+    from edgegemma.audio.silero import find_model
+
+    if vad is not Vad.AUTO:
+        return vad
+    return Vad.ENERGY if find_model() is None else Vad.SILERO
+
+
 def gate(vad: Vad) -> Gate:
     """Make what finds speech."""
     from edgegemma.audio.gate import EnergyGate
-    from edgegemma.audio.silero import SileroGate, find_model
+    from edgegemma.audio.silero import SileroGate
 
-    if vad is Vad.SILERO or (vad is Vad.AUTO and find_model() is not None):
-        return SileroGate()
-    return EnergyGate()
+    return SileroGate() if detector(vad) is Vad.SILERO else EnergyGate()
 
 
 def note_task(model: Model, task: Task) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import unicodedata
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 
 from edgegemma.console import plain
@@ -44,10 +45,9 @@ class View:
             self._pace(event)
         self._draw()
 
-    def finish(self) -> None:
+    def finish(self, complete: bool = True) -> None:
         """Leave the cursor on an empty line."""
-        self._stream.write(CLEAR)
-        self._stream.flush()
+        self._put(CLEAR)
 
     def tick(self, _block: Block) -> None:
         """Move the meter."""
@@ -68,7 +68,7 @@ class View:
 
     def _line(self, text: str) -> None:
         if text := plain(text).strip():
-            self._stream.write(f"{CLEAR}{text}\n")
+            self._put(f"{CLEAR}{text}\n")
 
     def _draw(self) -> None:
         width = shutil.get_terminal_size().columns - 1
@@ -78,8 +78,12 @@ class View:
         cut = cells(said + partial) - room
         if cut > 0:  # the end is what changes
             said, partial = _without(said, cut), _without(partial, cut - cells(said))
-        self._stream.write(f"{CLEAR}{meter} {said}{DIM}{partial}{PLAIN}")
-        self._stream.flush()
+        self._put(f"{CLEAR}{meter} {said}{DIM}{partial}{PLAIN}")
+
+    def _put(self, text: str) -> None:
+        with suppress(OSError):  # the window was closed; the sentence is finished without it
+            self._stream.write(text)
+            self._stream.flush()
 
     def _meter(self) -> str:
         if self.listener is None:

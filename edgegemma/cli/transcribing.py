@@ -21,7 +21,7 @@ from edgegemma.cli.options import (
     VerifyOption,
     load,
 )
-from edgegemma.cli.sounds import STDIN
+from edgegemma.cli.sounds import STDIN, spare
 from edgegemma.cli.speech_options import (
     ENDPOINT_MS,
     EndpointOption,
@@ -185,9 +185,12 @@ class _Work:
         self._hear(name, writer(self._form.value, sys.stdout, self._task.both, **fields), bar)
 
     def _to_file(self, name: str, target: Path) -> None:
-        from edgegemma.cli.journal import Journal, identity
+        from edgegemma.cli.journal import Journal, identity, partial
 
-        key = identity(name, self._model_name, self._task)
+        if self._resume and target.is_file() and not partial(target).exists():
+            console.note(f"{name}: {target} is complete; it stays as it is")
+            return
+        key = identity(name, self._model_name, self._task, self._vad, self._endpoint_s)
         with Journal(target, key, self._resume) as journal:
             self._hear(name, journal, True, journal.done, journal.context)
             fields = {"file": name} if self._form is Form.JSON else {}
@@ -209,13 +212,15 @@ class _Work:
             listener = Listener(
                 self._model, watched, self._task, utterances=utterances, done=done, context=context
             )
+            complete = False
             try:
                 for event in listener:
                     sink.write(event)
                     if isinstance(event, Final):
                         note_guard(name, event)
+                complete = True
             finally:
-                sink.finish()
+                sink.finish(complete)
                 source.close()
         if self._stats:
             self._note(name, listener)
@@ -231,13 +236,22 @@ class _Work:
 
 def _targets(files: list[str], form: Form, output: Path | None) -> list[Path | None]:
     """Give the file for each transcript; None is stdout."""
-    if len(files) == 1 or output is None:
+    if output is None:
         if len(files) > 1 and form in (Form.SRT, Form.VTT):
             raise InputError(f"--format {form}: several files need --output FOLDER")
-        return [output] * len(files)
+        return [None] * len(files)
+    folder = len(files) > 1 or output.is_dir()
+    targets = _inside(output, files, form) if folder else [output]
+    for name, target in zip(files, targets, strict=True):
+        spare("--output", target, name)
+    return [*targets]
+
+
+def _inside(folder: Path, files: list[str], form: Form) -> list[Path]:
+    """Give the file in a folder for each transcript."""
     suffix = "txt" if form is Form.TEXT else form.value
     names = [f"{'stdin' if name == STDIN else Path(name).stem}.{suffix}" for name in files]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"--output {output}: two transcripts would be called {twice[0]}")
-    output.mkdir(parents=True, exist_ok=True)
-    return [output / name for name in names]
+        raise InputError(f"--output {folder}: two transcripts would be called {twice[0]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return [folder / name for name in names]

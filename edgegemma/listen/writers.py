@@ -27,8 +27,8 @@ class Writer(Protocol):
     def write(self, event: Event) -> None:
         """Take the next event."""
 
-    def finish(self) -> None:
-        """Write what is left; the stream stays open."""
+    def finish(self, complete: bool = True) -> None:
+        """Write what is left; the stream stays open. ``complete`` is false if the sound broke off with an error."""
 
 
 def writer(form: str, stream: IO[str], translated: bool = False, **fields: Any) -> Writer:
@@ -72,7 +72,7 @@ class Text:
             self.finish()
             self._put(f"{event.language}: {event.text}\n")
 
-    def finish(self) -> None:
+    def finish(self, complete: bool = True) -> None:
         """End the line."""
         if self._in_line:
             self._put("\n")
@@ -100,12 +100,14 @@ class Json:
                 _span(event) | {"text": event.text, "language": event.language}
             )
 
-    def finish(self) -> None:
-        """Write the object."""
+    def finish(self, complete: bool = True) -> None:
+        """Write the object, which says if it is not of the whole."""
         text = " ".join(passage["text"] for passage in self._passages if passage["text"])
         record = self._fields | {"text": text, "passages": self._passages}
         if self._translations:
             record["translations"] = self._translations
+        if not complete:
+            record["complete"] = False
         self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._stream.flush()
 
@@ -126,7 +128,7 @@ class JsonLines:
         self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._stream.flush()
 
-    def finish(self) -> None:
+    def finish(self, complete: bool = True) -> None:
         """Nothing is left."""
 
 
@@ -151,7 +153,7 @@ class Subtitles:
         elif isinstance(event, Final):
             self.finish()
 
-    def finish(self) -> None:
+    def finish(self, complete: bool = True) -> None:
         """Write the cue that is not full."""
         if self._text.strip():
             self._cue(self._text, *self._span)
