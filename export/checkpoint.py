@@ -257,7 +257,7 @@ def _entry(path: Path, name: str, entry: object, start: int) -> TensorInfo:
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where}: got {entry!r}; want an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{where}: dtype {dtype!r}; want one of {', '.join(DTYPES)}")
     if not _counts(shape) or len(shape) > 8:
         raise CheckpointError(f"{where}: shape {shape!r}; want a list of sizes")

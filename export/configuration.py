@@ -43,10 +43,12 @@ class _Fields:
             raise CheckpointError(f"{self.where}: {name}: got {value!r}; want an integer >= {low}")
         return value
 
-    def number(self, name: str) -> float:
+    def number(self, name: str, most: float = 1e12) -> float:
         value = self.data.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
-            raise CheckpointError(f"{self.where}: {name}: got {value!r}; want a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+            raise CheckpointError(
+                f"{self.where}: {name}: got {value!r}; want a positive number, at most {most:g}"
+            )
         return float(value)
 
     def must_be(self, name: str, *allowed: object) -> None:
@@ -100,7 +102,8 @@ def _text(f: _Fields) -> TextConfig:
     _refuse_unsupported(f)
     layers, shared = f.integer("num_hidden_layers"), f.integer("num_kv_shared_layers", 0, 0)
     types = f.data.get("layer_types")
-    if not isinstance(types, list) or len(types) != layers or not set(types) <= {SLIDING, FULL}:
+    kinds = (SLIDING, FULL)
+    if not isinstance(types, list) or len(types) != layers or any(t not in kinds for t in types):
         raise CheckpointError(
             f"{f.where}: layer_types: want {layers} entries of {SLIDING!r} or {FULL!r}"
         )
@@ -112,6 +115,7 @@ def _text(f: _Fields) -> TextConfig:
     sliding, full = rope.section(SLIDING), rope.section(FULL)
     sliding.must_be("rope_type", "default")
     full.must_be("rope_type", "proportional")
+    full.must_be("factor", 1)
     kv_heads, head_dim = f.integer("num_key_value_heads"), f.integer("head_dim")
     full_kv, full_dim = _full_heads(f, types, kv_heads, head_dim)
     heads = f.integer("num_attention_heads")
@@ -139,7 +143,7 @@ def _text(f: _Fields) -> TextConfig:
         final_logit_softcapping=f.number("final_logit_softcapping"),
         sliding_rope_theta=sliding.number("rope_theta"),
         full_rope_theta=full.number("rope_theta"),
-        full_partial_rotary_factor=full.number("partial_rotary_factor"),
+        full_partial_rotary_factor=full.number("partial_rotary_factor", 1),
         attention_k_eq_v=bool(f.data.get("attention_k_eq_v")),
         **_experts(f),
     )
@@ -206,9 +210,7 @@ def _full_heads(f: _Fields, types: list[str], kv_heads: int, head_dim: int) -> t
 def _audio(f: _Fields, window: int | None) -> AudioConfig:
     f.must_be("hidden_act", "silu")
     f.must_be("attention_context_right", 0)
-    channels = f.data.get("subsampling_conv_channels")
-    if not isinstance(channels, list) or len(channels) != 2:
-        raise CheckpointError(f"{f.where}: subsampling_conv_channels: got {channels!r}; want two")
+    f.must_be("use_clipped_linears", True, False)
     hidden, heads = f.integer("hidden_size"), f.integer("num_attention_heads")
     if hidden % heads:
         raise CheckpointError(f"{f.where}: hidden_size {hidden} does not divide into {heads} heads")
@@ -221,7 +223,7 @@ def _audio(f: _Fields, window: int | None) -> AudioConfig:
         hidden_size=hidden,
         num_hidden_layers=f.integer("num_hidden_layers"),
         num_attention_heads=heads,
-        subsampling_conv_channels=tuple(int(c) for c in channels),
+        subsampling_conv_channels=_channels(f),
         conv_kernel_size=f.integer("conv_kernel_size"),
         residual_weight=f.number("residual_weight"),
         window=left - 1 if window is None else window,
@@ -229,6 +231,15 @@ def _audio(f: _Fields, window: int | None) -> AudioConfig:
         rms_norm_eps=f.number("rms_norm_eps"),
         output_proj_dims=f.integer("output_proj_dims"),
     )
+
+
+def _channels(f: _Fields) -> tuple[int, int]:
+    found = f.data.get("subsampling_conv_channels")
+    if not isinstance(found, list) or [type(c) for c in found] != [int, int] or min(found) < 1:
+        raise CheckpointError(
+            f"{f.where}: subsampling_conv_channels: got {found!r}; want two positive integers"
+        )
+    return found[0], found[1]
 
 
 def _tokens(raw: dict[str, Any], generation: dict[str, Any], audio: bool) -> TokenConfig:

@@ -54,12 +54,17 @@ def fetch(source: str | os.PathLike[str], revision: str | None = None) -> Folder
     if path.is_dir():
         return _local(path, revision)
     name = os.fspath(source)
-    if not _REPOSITORY.fullmatch(name) or path.exists():
+    if not is_repository(name):
         raise InputError(f"{name}: not a folder with a checkpoint, nor owner/name of a repository")
     found = Path(_download(name, revision))
     if not _COMMIT.fullmatch(found.name):
         raise InputError(f"{name}: the hub's cache gave {found}; want a folder named by a commit")
     return Folder(found, name, found.name)
+
+
+def is_repository(source: str) -> bool:
+    """Whether this would be looked up on the hub."""
+    return bool(_REPOSITORY.fullmatch(source)) and not Path(source).exists()
 
 
 def _local(path: Path, revision: str | None) -> Folder:
@@ -77,6 +82,8 @@ def _download(name: str, revision: str | None) -> str:
     try:
         _check_room(name, options)
         return str(huggingface_hub.snapshot_download(name, **options))
+    except InputError:  # no room
+        raise
     except hub_errors.GatedRepoError as error:
         raise InputError(
             f"{name}: access is gated; accept the licence on its page, then `hf auth login`"
@@ -91,7 +98,7 @@ def _download(name: str, revision: str | None) -> str:
             f"{name}: not in the cache, and the hub cannot be reached{reason}; "
             "check the network and HF_HUB_OFFLINE"
         ) from error
-    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError) as error:
+    except Exception as error:  # also httpx's and hf_xet's own, when a connection breaks
         raise InputError(
             f"{name}: the download failed ({_first_line(error)}); run it again to resume"
         ) from error
@@ -110,7 +117,7 @@ def _check_room(name: str, options: dict[str, Any]) -> None:
     disable_progress_bars()
     try:
         plan = huggingface_hub.snapshot_download(name, dry_run=True, **options)
-    except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError):
+    except Exception:
         return  # without a network the cache may still have it; the download itself tells
     finally:
         if not silent:

@@ -207,7 +207,8 @@ def match(config: ModelConfig, tensors: Mapping[str, TensorInfo], tied: bool) ->
     Raises
     ------
     CheckpointError
-        A tensor is missing, named twice, or of another type or shape; names file, tensor, got, want.
+        A tensor is missing, named twice, of another type or shape, or a part of a weight that is not known; names
+        file, tensor, got, want.
     """
     names: dict[str, str] = {}
     for name in tensors:
@@ -220,28 +221,57 @@ def match(config: ModelConfig, tensors: Mapping[str, TensorInfo], tied: bool) ->
             )
         names[known] = name
     want = wanted(config)
+    unexpected = _unexpected(config, want, names, tensors)
     if tied and f"{HEAD}.weight" not in names:
         del want[HEAD]
     for item, what in want.items():
-        tensor = item if what.kind == "vector" else f"{item}.weight"
-        if tensor not in names:
-            raise CheckpointError(
-                f"tensor {tensor} {list(what.shape)} is missing from the checkpoint"
-            )
-        info = tensors[names[tensor]]
-        if info.dtype in FLOATS:
-            _check_shape(names[tensor], info, what.shape)
-        elif what.kind in ("vector", "rows"):
-            raise CheckpointError(f"{info.file}: {names[tensor]}: got {info.dtype}; want floats")
-        else:
-            code_bits(names[tensor], info, what.shape)
-            _check_scale(item, what, names, tensors)
+        _check_item(item, what, names, tensors)
+    return Match(want, names, unexpected)
+
+
+def _unexpected(
+    config: ModelConfig,
+    want: Mapping[str, Wanted],
+    names: Mapping[str, str],
+    tensors: Mapping[str, TensorInfo],
+) -> tuple[str, ...]:
+    """Give what nothing asks for; refuse what would change a weight, as a bias or a zero point does."""
     excused = _excused(config)
     used = {part for item, what in want.items() for part in _parts(item, what)}
-    unexpected = [
-        n for known, n in names.items() if known not in used and not excused.search(known)
-    ]
-    return Match(want, names, tuple(unexpected))
+    matrices = tuple(f"{item}." for item, what in want.items() if what.kind != "vector")
+    found = []
+    for known, name in names.items():
+        if known in used or excused.search(known):
+            continue
+        # scales of activations are ignored beside what is never quantized, as in transformers
+        if known.startswith(matrices) and not known.endswith(ACTIVATIONS):
+            raise CheckpointError(
+                f"{tensors[name].file}: {name}: belongs to a weight and cannot be applied to it; "
+                "want a checkpoint without it"
+            )
+        found.append(name)
+    return tuple(found)
+
+
+def _check_item(
+    item: str, what: Wanted, names: Mapping[str, str], tensors: Mapping[str, TensorInfo]
+) -> None:
+    tensor = item if what.kind == "vector" else f"{item}.weight"
+    if tensor not in names:
+        raise CheckpointError(f"tensor {tensor} {list(what.shape)} is missing from the checkpoint")
+    name, scale = names[tensor], f"{item}.weight_scale"
+    info = tensors[name]
+    if info.dtype in FLOATS:
+        _check_shape(name, info, what.shape)
+        if scale in names and what.kind != "vector":
+            raise CheckpointError(
+                f"{info.file}: {names[scale]}: a scale, but {name} is {info.dtype}; want codes"
+            )
+    elif what.kind in ("vector", "rows"):
+        raise CheckpointError(f"{info.file}: {name}: got {info.dtype}; want floats")
+    else:
+        code_bits(name, info, what.shape)
+        _check_scale(item, what, names, tensors)
 
 
 def code_bits(name: str, info: TensorInfo, shape: tuple[int, ...]) -> int:
@@ -302,7 +332,6 @@ def _excused(config: ModelConfig) -> re.Pattern[str]:
         r"self_attn\.[kv]_cache_scale$",
         # early uploads keep the unused K/V of layers that borrow them
         rf"language_model\.layers\.({layers})\.self_attn\.(k_proj|v_proj|k_norm)\.",
-        r"^lm_head\.",  # tied
     ]
     if config.audio is None:
         excused.append(r"^model\.(audio_tower|embed_audio)\.")

@@ -19,7 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgegemma.errors import CheckpointError, InputError
+from edgegemma.config import ModelConfig
+from edgegemma.engine.dimensions import check_config
+from edgegemma.errors import CheckpointError, InputError, PackageError
 from export.audio import build_audio_encoder
 from export.checkpoint import Checkpoint
 from export.configuration import parse, source_quantized
@@ -29,7 +31,7 @@ from export.huggingface import Folder, fetch, read_json
 from export.readback import compare
 from export.source import Matrix
 from export.weights import Advance, Weights
-from quant.policy import preset
+from quant.policy import check_name, preset
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("weights", "checksums", …), bytes done and bytes in all."""
@@ -99,8 +101,10 @@ def export(
         The checkpoint is not what its config says.
     """
     out = Path(out)
-    _refuse_existing(out)
+    refuse_existing(out)
+    check_name(preset_name)
     folder = fetch(source, revision)
+    _check_tokenizer(folder.path / "tokenizer.json")
     meter = _Throttle(progress, "weights")
     with opened(folder.path, preset_name, audio_window, meter.advance) as weights:
         for name in weights.unexpected:
@@ -129,12 +133,23 @@ def opened(
     """Open the weights of a checkpoint's folder under a preset, all names and shapes checked."""
     raw = read_json(path / "config.json")
     config = parse(raw, _optional_json(path / "generation_config.json"), audio_window)
+    _check_sizes(config)
     chosen = preset(preset_name, config.text, source_quantized(raw))
     with Checkpoint.open(path) as checkpoint:
-        yield Weights(checkpoint, config, chosen, _tied(raw), advance)
+        yield Weights(checkpoint, config, chosen, _tied(raw), _clipped(raw), advance)
 
 
-def _refuse_existing(out: Path) -> None:
+def _check_sizes(config: ModelConfig) -> None:
+    """Refuse now what would make a package that does not open."""
+    try:
+        check_config(config)
+    except PackageError as error:
+        field = str(error).removeprefix("manifest.json: config.")
+        raise CheckpointError(f"config.json: {field}") from error
+
+
+def refuse_existing(out: Path) -> None:
+    """Refuse a place for a package that is taken, or whose folder does not exist."""
     if out.exists() or out.is_symlink():
         raise InputError(f"{out}: exists already; choose another place or remove it")
     if not out.parent.is_dir():
@@ -155,15 +170,15 @@ def _partial(out: Path) -> Iterator[Path]:
         raise InputError(f"{partial}: cannot be made: {error.strerror}") from error
     try:
         yield partial
-        _refuse_existing(out)
+        refuse_existing(out)
         partial.rename(out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except BaseException as error:
+        # A second Ctrl-C while removing is the user's wish.
+        shutil.rmtree(partial, ignore_errors=True)
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if isinstance(error, OSError) and error.errno in full:
             raise InputError(f"{out}: no room to write the package: {error.strerror}") from error
         raise
-    finally:
-        # After the rename there is nothing here. A second Ctrl-C while removing is the user's wish.
-        shutil.rmtree(partial, ignore_errors=True)
     _sync(out.parent)
 
 
@@ -193,13 +208,24 @@ def _read_back(partial: Path, weights: Weights, progress: Progress) -> None:
     meter.finish()
 
 
+def _check_tokenizer(path: Path) -> None:
+    """Refuse at once what cannot be a tokenizer; `export.verify` opens what can."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing")
+    with path.open("rb") as file:
+        start = file.read(40).lstrip()
+    if not start.startswith(b"{"):
+        raise CheckpointError(
+            f"{path}: got {start.decode('utf-8', 'replace')!r}; want a JSON object; "
+            "if it is a git-lfs pointer, download the file itself"
+        )
+
+
 def _copy(source: Path, partial: Path) -> None:
     """Copy what the tokenizer and the prompt need."""
     for name in COPIED:
         if (source / name).exists():
             shutil.copyfile(source / name, partial / name)
-    if not (partial / "tokenizer.json").exists():
-        raise CheckpointError(f"{source / 'tokenizer.json'}: missing")
     template = partial / "chat_template.jinja"
     if not template.exists():
         text = _embedded_template(_optional_json(source / "tokenizer_config.json") or {})
@@ -213,8 +239,8 @@ def _embedded_template(tokenizer: dict[str, Any]) -> str | None:
     """Give the template inside ``tokenizer_config.json``: a string, or the default of a named list."""
     found = tokenizer.get("chat_template")
     if isinstance(found, list):
-        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default")
+        named = (t for t in found if isinstance(t, dict) and t.get("name") == "default")
+        found = next(named, {}).get("template")
     return found if isinstance(found, str) else None
 
 
@@ -274,6 +300,12 @@ def _tied(raw: dict[str, Any]) -> bool:
     text = raw.get("text_config")
     inner = text.get("tie_word_embeddings", True) if isinstance(text, dict) else True
     return bool(raw.get("tie_word_embeddings", inner))
+
+
+def _clipped(raw: dict[str, Any]) -> bool:
+    """Whether the config clips the audio tower's linears; transformers' default is that it does."""
+    audio = raw.get("audio_config")
+    return bool(audio.get("use_clipped_linears", True)) if isinstance(audio, dict) else True
 
 
 def _optional_json(path: Path) -> dict[str, Any] | None:

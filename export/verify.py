@@ -24,6 +24,8 @@ from edgegemma.engine.memory import physical_cores
 from edgegemma.engine.model import Model, open_model
 from edgegemma.errors import PackageError
 from edgegemma.package import Package
+from edgegemma.text import template
+from edgegemma.text.tokenizer import Tokenizer
 from export import witness
 from export.readback import compare
 from export.recording import Recorder
@@ -100,6 +102,7 @@ def verify(package: str | Path, source: str | Path | None = None) -> Report:
     opened = Package.open(path, verify=True)
     sizes = sum(member.size for member in opened.members.values())
     report.checks.append(("sha256", f"{len(opened.members)} files, {sizes:,} bytes"))
+    report.checks.append(("text", _check_text(opened)))
     for graph in sorted(path.glob("*.onnx")):
         report.checks.append((f"onnx.checker: {graph.name}", f"{check_graph(graph)} nodes inlined"))
     noise = witness.noise_of(onnx.load(path / DECODER, load_external_data=False))
@@ -110,6 +113,15 @@ def verify(package: str | Path, source: str | Path | None = None) -> Report:
     if source is not None:
         _against_source(path, Path(source), str(opened.manifest["preset"]), ours, report)
     return report
+
+
+def _check_text(package: Package) -> str:
+    """Open the tokenizer and the chat template, if there is one, as a session does."""
+    tokenizer = Tokenizer(package)
+    if template.FILE not in package.members:
+        return "tokenizer opens; there is no chat template"
+    template.ChatTemplate.of(package, tokenizer)
+    return "tokenizer and chat template open"
 
 
 def check_graph(path: Path) -> int:
@@ -144,6 +156,7 @@ def _calls(path: Path, ours: Results) -> str:
     """Compare every call of the engine with onnxruntime; tell how close they were."""
     recorder = Recorder(Package.open(path), physical_cores())
     again = outputs(recorder)
+    check_finite(ours, "the engine")
     if different := [key for key in ours if not np.array_equal(ours[key], again[key])]:
         raise PackageError(f"{different[0]}: the engine gives other numbers call by call")
     return check_calls(witness.compare(recorder, path))
@@ -153,6 +166,11 @@ def check_calls(differences: Iterable[Difference]) -> str:
     """Refuse the call or linear that is furthest beyond its limit, by name; tell how close all were."""
     found = list(differences)
     worst = max(found, key=lambda difference: difference.share)
+    if not np.isfinite(worst.share):
+        raise PackageError(
+            f"{worst.where}: a number that is not finite, in the engine or in onnxruntime; "
+            "want finite results"
+        )
     if worst.share > 1:
         raise PackageError(
             f"{worst.where}: engine and onnxruntime are {worst.got:.1e} apart on the same inputs; "
@@ -233,6 +251,13 @@ def agreement(what: str, one: F32, other: F32) -> Agreement:
     return Agreement(what, correlation, witness.apart(one, other), best)
 
 
+def check_finite(results: Results, who: str) -> None:
+    """Refuse the first result that has a NaN or an infinity."""
+    for key, result in results.items():
+        if not np.isfinite(result).all():
+            raise PackageError(f"{key}: {who}: a number that is not finite; want finite results")
+
+
 def judge(ours: Results, theirs: Results, moved: Results, who: str) -> list[Agreement]:
     """Compare all results of two executions; refuse the first that are too far apart.
 
@@ -240,6 +265,8 @@ def judge(ours: Results, theirs: Results, moved: Results, who: str) -> list[Agre
     makes of inputs ``moved`` a little. It is for what the calls alone cannot show: how they hang together.
     """
     found = []
+    for results in (ours, theirs, moved):
+        check_finite(results, who)
     for key in ours:
         result = agreement(f"{key}: {who}", ours[key], theirs[key])
         limit = max(witness.FLOAT_LIMIT, ROOM * witness.apart(moved[key], ours[key]))
@@ -277,6 +304,7 @@ def _against_source(
         with tempfile.TemporaryDirectory(prefix="edgegemma-") as folder:
             made = pipeline.export(source, Path(folder) / "float", "float")
             (reference,) = _results(made, "onnxruntime", 0.0)
+        check_finite(reference, "float")
         # A lossy preset is what the user asked for: the distance is told, not judged.
         found = [agreement(f"{key}: engine and float", ours[key], reference[key]) for key in ours]
         report.agreements += found

@@ -72,7 +72,9 @@ class Weights:
     Parameters
     ----------
     tied : bool
-        What the config says; a head stored apart is also tied if its bytes are the embedding's.
+        What the config says: the head may be absent. One that is there is tied if its bytes are the embedding's.
+    clipped : bool
+        What the config says of the audio tower's linears; if not, bounds in the file are nothing, as in transformers.
     advance : callable, optional
         Told the bytes of the checkpoint as they are read.
 
@@ -88,19 +90,21 @@ class Weights:
         config: ModelConfig,
         preset: Preset,
         tied: bool,
+        clipped: bool = True,
         advance: Advance = lambda _: None,
     ) -> None:
-        self.config, self.preset, self._tied = config, preset, tied
+        self.config, self.preset, self._tied, self._clipped = config, preset, tied, clipped
         self.report = Report(preset.name, preset.method)
         self.quantized = preset.method != "float"
         self._checkpoint, self._advance = checkpoint, advance
         self._match: Match = names.match(config, checkpoint.tensors, tied)
         self.unexpected = self._match.unexpected
-        self.tied_head = tied or self._same_bytes(HEAD, TABLE)
+        self.tied_head = HEAD not in self._match.wanted or self._same_bytes(HEAD, TABLE)
 
     def again(self, advance: Advance = lambda _: None) -> Weights:
         """Give the same weights with an empty report, to read them once more."""
-        return Weights(self._checkpoint, self.config, self.preset, self._tied, advance)
+        said = self._tied, self._clipped
+        return Weights(self._checkpoint, self.config, self.preset, *said, advance)
 
     def matrices(self) -> dict[str, Matrix]:
         """Give all that the builders will stream, by canonical module; their chunks are not read yet."""
@@ -140,8 +144,8 @@ class Weights:
     def cache_scales(self, layer: int) -> tuple[float, float]:
         """Give the static int8 scales of a layer's keys and values, or 0, 0."""
         module = f"{LANGUAGE}.layers.{layer}.self_attn"
-        key, value = (self._scalar(f"{module}.{scale}") for scale in names.CACHE_SCALES)
-        return key or 0.0, value or 0.0
+        key, value = self._scalars(module, names.CACHE_SCALES)
+        return key, value
 
     def _any(self, module: str, kind: names.Kind) -> Matrix:
         if kind == "rows":
@@ -159,6 +163,7 @@ class Weights:
             bits, groups = stored.codes, self._scale_columns(stored)
             chunks = self._kept(stored, bits, groups)
         else:
+            _refuse_codes(stored)
             rule = self.preset.rule(stored.module)
             bits, block = rule.bits, self._rule_block(stored, rule)
             groups = stored.columns // block
@@ -237,20 +242,24 @@ class Weights:
         return stored.columns
 
     def _activation(self, module: str) -> F32:
-        scales = [self._scalar(f"{module}.{scale}") or 0.0 for scale in names.ACTIVATIONS]
-        if min(scales) < 0:
-            raise CheckpointError(f"{module}: activation scales {scales}: want none below 0")
-        return np.array(scales, np.float32)
+        return np.array(self._scalars(module, names.ACTIVATIONS), np.float32)
 
     def _clip(self, module: str) -> F32:
         """Give the four bounds of a clipped linear; infinite or absent ones are off."""
         bounds = [self._scalar(f"{module}.{bound}", finite=False) for bound in names.CLIPS]
-        if all(bound is None for bound in bounds):
+        if not self._clipped or all(bound is None for bound in bounds):
             return np.array([-UNCLIPPED, UNCLIPPED] * 2, np.float32)
         if any(bound is None for bound in bounds):
             missing = names.CLIPS[bounds.index(None)]
             raise CheckpointError(f"tensor {module}.{missing} is missing from the checkpoint")
         return np.clip(np.array(bounds, np.float32), -UNCLIPPED, UNCLIPPED)
+
+    def _scalars(self, module: str, parts: tuple[str, ...]) -> list[float]:
+        """Give scales of a module, 0 for those that are not there."""
+        scales = [self._scalar(f"{module}.{part}") or 0.0 for part in parts]
+        if min(scales) < 0:
+            raise CheckpointError(f"{module}: {', '.join(parts)}: got {scales}; want none below 0")
+        return scales
 
     def _scalar(self, tensor: str, finite: bool = True) -> float | None:
         """Give a scalar tensor, or None if there is none."""
@@ -302,6 +311,14 @@ class Weights:
             if not all(np.array_equal(x, y) for x, y in zip(*streams, strict=True)):
                 return False
         return True
+
+
+def _refuse_codes(stored: _Stored) -> None:
+    if stored.codes:
+        raise CheckpointError(
+            f"{stored.info.file}: {stored.name}: got codes, but config.json has no "
+            "quantization_config; want floats to round"
+        )
 
 
 def _kernel_block(stored: _Stored) -> int:

@@ -60,7 +60,9 @@ class Difference:
 
     @property
     def share(self) -> float:
-        """Give the part of the limit that is used."""
+        """Give the part of the limit that is used; infinite if either is not a finite number."""
+        if not (np.isfinite(self.got) and np.isfinite(self.limit)):
+            return float("inf")
         return self.got / max(self.limit, np.finfo(float).tiny)
 
 
@@ -182,10 +184,10 @@ def _flat(runs: Sequence[Feeds], key: str) -> Array:
 
 def apart(one: Array, other: Array) -> float:
     """Give the difference of two results relative to the size of the second; infinite if it is not finite."""
+    if one.shape != other.shape or not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return float("inf")
     if np.array_equal(one, other):
         return 0.0
-    if one.shape != other.shape:
-        return float("inf")
     a, b = one.astype(np.float64), other.astype(np.float64)
     far = np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), np.finfo(float).tiny)
     return float(far) if np.isfinite(far) else float("inf")
@@ -200,10 +202,10 @@ def _linear(node: NodeProto, runs: Sequence[Feeds], graph: Graph, package: Packa
     x = np.concatenate([feeds[node.input[0]].reshape(-1, sizes["in"]) for feeds in runs])
     theirs = np.concatenate([feeds[node.output[0]].reshape(-1, sizes["out"]) for feeds in runs])
     w = _matrix(node, sizes, graph, package)
-    error = np.median(np.abs(linear(x, w).astype(np.float64) - theirs) / _terms(x, w), axis=0)
-    worst = float(error.max(initial=0.0))
+    error = np.abs(linear(x, w).astype(np.float64) - theirs) / _terms(x, w)
+    worst = float(np.median(error, axis=0).max(initial=0.0))
     where = f"{graph.name}: {node.input[1].removesuffix('.weight')}"
-    return Difference(where, worst if np.isfinite(worst) else float("inf"), LINEAR_LIMIT)
+    return Difference(where, worst if np.isfinite(error).all() else float("inf"), LINEAR_LIMIT)
 
 
 def _matrix(node: NodeProto, sizes: Mapping[str, int], graph: Graph, package: Package) -> Matrix:

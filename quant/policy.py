@@ -96,6 +96,12 @@ _PRESETS: dict[str, tuple[str, bool, Callable[[TextConfig], tuple[Rule, ...]]]] 
 PRESETS = tuple(_PRESETS)
 
 
+def check_name(name: str | None) -> None:
+    """Refuse a name that is no preset's."""
+    if name and name not in _PRESETS:
+        raise InputError(f"preset {name!r}: want one of {', '.join(PRESETS)}")
+
+
 def preset(name: str | None, text: TextConfig, source_quantized: bool) -> Preset:
     """Give a preset for a model.
 
@@ -111,9 +117,8 @@ def preset(name: str | None, text: TextConfig, source_quantized: bool) -> Preset
     InputError
         No such preset, or it makes no sense for this source.
     """
+    check_name(name)
     name = name or ("qat-mobile" if source_quantized else "mobile")
-    if name not in _PRESETS:
-        raise InputError(f"preset {name!r}: want one of {', '.join(PRESETS)}")
     method, lossy, rules = _PRESETS[name]
     if method == "source" and not source_quantized:
         raise InputError(

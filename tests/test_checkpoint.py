@@ -142,6 +142,7 @@ def test_a_file_cut_after_it_was_opened_is_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda h: h["b"].update(dtype="Q4"), "b: dtype 'Q4'; want one of BF16"),
+        (lambda h: h["b"].update(dtype=["F32"]), "b: dtype .'F32'.; want one of BF16"),
         (lambda h: h["b"].update(shape=[4, 5]), "b: 64 bytes; F32 .4, 5. wants 80"),
         (lambda h: h["b"].update(shape=[-4, -4]), "b: shape .-4, -4.; want a list of sizes"),
         (lambda h: h["b"].update(shape=[True, 16]), "b: shape"),

@@ -1,20 +1,19 @@
-"""Configs, names and downloads of checkpoints: every spelling read, the rest refused by name."""
+"""Configs and downloads of checkpoints: every spelling read, the rest refused by name."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
-import numpy as np
 import pytest
 from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
 from edgegemma.errors import CheckpointError, InputError
-from export import huggingface, names
-from export.checkpoint import Checkpoint
+from export import huggingface
 from export.configuration import parse, source_quantized
 from tests import tiny
 
@@ -124,6 +123,7 @@ def test_other_audio_windows_are_refused() -> None:
         ("text_config", {"num_key_value_heads": 3}, "4 query heads do not divide into 3"),
         ("text_config", {"layer_types": ["x"] * 10}, "layer_types: want 10 entries"),
         ("text_config", {"layer_types": [tiny.S] * 9}, "layer_types: want 10 entries"),
+        ("text_config", {"layer_types": [[tiny.S]] * 10}, "layer_types: want 10 entries"),
         ("text_config", {"num_kv_shared_layers": 6}, "no layer of the same type owns K/V"),
         ("text_config", {"num_kv_shared_layers": 10}, "num_kv_shared_layers: got 10 of 10"),
         ("text_config", {"rms_norm_eps": 0}, "rms_norm_eps: got 0; want a positive number"),
@@ -132,6 +132,10 @@ def test_other_audio_windows_are_refused() -> None:
         ("audio_config", {"attention_context_right": 2}, "attention_context_right: got 2"),
         ("audio_config", {"num_attention_heads": 3}, "hidden_size 64 does not divide into 3"),
         ("audio_config", {"subsampling_conv_channels": [1]}, "want two"),
+        ("audio_config", {"subsampling_conv_channels": [128.9, 32]}, "want two positive integers"),
+        ("audio_config", {"subsampling_conv_channels": [128, "32"]}, "want two positive integers"),
+        ("audio_config", {"subsampling_conv_channels": [128, 0]}, "want two positive integers"),
+        ("audio_config", {"use_clipped_linears": "no"}, "use_clipped_linears: got 'no'"),
     ],
 )
 def test_a_config_that_cannot_run_is_refused(
@@ -143,82 +147,27 @@ def test_a_config_that_cannot_run_is_refused(
         parse(raw)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("factor", 8.0, "full_attention: factor: got 8.0; only 1 is supported"),
+        ("partial_rotary_factor", 1.5, "partial_rotary_factor: got 1.5; .* at most 1$"),
+    ],
+)
+def test_rotary_positions_that_cannot_be_run_are_refused(
+    field: str, value: float, message: str
+) -> None:
+    raw = tiny.config("e2b")
+    raw["text_config"]["rope_parameters"][tiny.F][field] = value
+    with pytest.raises(CheckpointError, match=message):
+        parse(raw)
+
+
 def test_foreign_quantization_is_refused_by_name() -> None:
     assert source_quantized(tiny.config("e2b-qat-mobile"))
     assert not source_quantized(tiny.config("e2b"))
     with pytest.raises(CheckpointError, match="quant_method 'compressed-tensors': not supported"):
         source_quantized({"quantization_config": {"quant_method": "compressed-tensors"}})
-
-
-@pytest.mark.parametrize(
-    ("stored", "known"),
-    [
-        ("model.layers.0.mlp.up_proj.weight", "model.language_model.layers.0.mlp.up_proj.weight"),
-        ("language_model.model.norm.weight", "model.language_model.norm.weight"),
-        ("model.language_model.norm.weight", "model.language_model.norm.weight"),
-        ("language_model.lm_head.weight", "lm_head.weight"),
-        (
-            "model.audio_tower.layers.0.self_attn.post.linear.weight_scale",
-            "model.audio_tower.layers.0.self_attn.post.weight_scale",
-        ),
-        (
-            "model.language_model.embed_tokens.embedding_quantized",
-            "model.language_model.embed_tokens.weight",
-        ),
-        (
-            "model.language_model.embed_tokens.embedding_scale",
-            "model.language_model.embed_tokens.weight_scale",
-        ),
-        ("model.vision_tower.patch_embedder.input_proj.weight", None),
-        ("model.embed_vision.embedding_projection.weight", None),
-    ],
-)
-def test_every_spelling_has_one_canonical_name(stored: str, known: str | None) -> None:
-    assert names.canonical(stored) == known
-
-
-def test_unused_keys_and_values_of_shared_layers_are_no_surprise(tmp_path: Path) -> None:
-    raw, found = tiny.config("e2b"), tiny.tensors("e2b")
-    for layer, part in ((4, "x_proj"), (9, "k_proj"), (9, "v_proj"), (9, "k_norm")):
-        name = f"model.language_model.layers.{layer}.self_attn.{part}.weight"
-        found[name] = np.zeros((32, 128), np.uint16)
-    found["model.vision_tower.something.weight"] = np.zeros(2, np.uint16)
-    tiny.save_bf16(found, tmp_path / "model.safetensors")
-    with Checkpoint.open(tmp_path) as checkpoint:
-        matched = names.match(parse(raw), checkpoint.tensors, tied=True)
-    assert matched.unexpected == ("model.language_model.layers.4.self_attn.x_proj.weight",)
-
-
-@pytest.mark.parametrize(
-    ("name", "array", "message"),
-    [
-        ("norm.weight", None, r"tensor model.language_model.norm.weight \[128\] is missing"),
-        ("norm.weight", np.zeros(64, np.uint16), r"norm.weight: got \[64\]; want \[128\]"),
-        ("norm.weight", np.zeros(128, np.int8), r"norm.weight: got I8; want floats"),
-        ("layers.0.mlp.up_proj.weight", np.zeros((128, 256), np.uint16), r"want \[256, 128\]"),
-        ("layers.0.mlp.up_proj.weight", np.zeros((256, 48), np.uint8), "want 2- or 4-bit codes"),
-        ("layers.0.mlp.up_proj.weight", np.zeros((256, 32), np.uint8), "weight_scale is missing"),
-    ],
-)
-def test_a_wrong_tensor_is_named_with_got_and_want(
-    tmp_path: Path, name: str, array: np.ndarray | None, message: str
-) -> None:
-    found = tiny.tensors("e2b")
-    found[f"model.language_model.{name}"] = array
-    kept = {k: v for k, v in found.items() if v is not None}
-    tiny.save_bf16(kept, tmp_path / "model.safetensors")
-    with Checkpoint.open(tmp_path) as checkpoint, pytest.raises(CheckpointError, match=message):
-        names.match(parse(tiny.config("e2b")), checkpoint.tensors, tied=True)
-
-
-def test_wrong_scales_are_named(tmp_path: Path) -> None:
-    found = tiny.tensors("e2b-qat-mobile")
-    name = "model.language_model.layers.0.mlp.up_proj.weight_scale"
-    found[name] = np.ones((256, 2), np.float32)
-    tiny.save_bf16(found, tmp_path / "model.safetensors")
-    message = r"up_proj.weight_scale: got F32 \[256, 2\]; want F32 \[256, 1\]"
-    with Checkpoint.open(tmp_path) as checkpoint, pytest.raises(CheckpointError, match=message):
-        names.match(parse(tiny.config("e2b-qat-mobile")), checkpoint.tensors, tied=False)
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -266,6 +215,7 @@ def test_a_download_is_pinned_to_its_commit(
         ),
         (hub_errors.OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE"),
         (ConnectionError("refused"), r"the download failed \(refused\); run it again to resume"),
+        (RuntimeError("Data processing error"), "the download failed .Data processing error.; run"),
     ],
 )
 def test_hub_errors_are_one_clear_line(
@@ -278,6 +228,13 @@ def test_hub_errors_are_one_clear_line(
     with pytest.raises(InputError, match=message) as caught:
         huggingface.fetch("google/gemma-4-E2B")
     assert "\n" not in str(caught.value)
+
+
+def test_a_download_that_does_not_fit_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = SimpleNamespace(file_size=1 << 62, will_download=True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: [plan])
+    with pytest.raises(InputError, match=r"bytes free; google/gemma-4-E2B needs .* set HF_HOME$"):
+        huggingface.fetch("google/gemma-4-E2B")
 
 
 def test_offline_takes_nothing_from_the_network(

@@ -175,6 +175,17 @@ def test_a_head_of_its_own_is_kept(checkpoint: Checkpoints, tmp_path: Path) -> N
     assert np.array_equal(stored(path, "lm_head.weight", np.uint16), other.reshape(-1))
 
 
+def test_a_head_of_its_own_is_kept_though_the_config_ties_it(
+    checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    other = tiny.to_bf16(tiny.values("another", (tiny.VOCAB, 128)))
+    folder = changed(
+        checkpoint("e2b"), tmp_path / "s", lambda t: t.update({"lm_head.weight": other})
+    )
+    path = export(folder, tmp_path / "out", "float")
+    assert np.array_equal(stored(path, "lm_head.weight", np.uint16), other.reshape(-1))
+
+
 def test_a_text_only_checkpoint_exports_without_ears(
     checkpoint: Checkpoints, tmp_path: Path
 ) -> None:
@@ -205,6 +216,17 @@ def test_clip_bounds_may_be_infinite_or_absent(checkpoint: Checkpoints, tmp_path
     assert clip[3] == np.float32(UNCLIPPED)
     assert np.all(np.abs(clip[:3]) < 4)
     assert np.all(np.abs(stored(path, f"{other}.clip", np.float32)) == np.float32(UNCLIPPED))
+
+
+def test_clip_bounds_are_off_where_the_config_does_not_clip(
+    checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoint("e2b"), tmp_path / "s")
+    with_config(folder, lambda raw: raw["audio_config"].update(use_clipped_linears=False))
+    with pipeline.opened(folder, "float") as weights:
+        clip = weights.linear("model.audio_tower.layers.0.self_attn.q_proj").clip
+    assert clip is not None
+    assert clip.tolist() == [-UNCLIPPED, UNCLIPPED] * 2
 
 
 def test_unknown_tensors_are_named_and_left_out(
@@ -256,6 +278,11 @@ def test_a_template_inside_the_tokenizer_config_becomes_a_file(
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     path = export(folder, tmp_path / "out", "float")
     assert (path / "chat_template.jinja").read_text() == "{{ yes }}"
+
+
+def test_only_the_default_of_a_list_of_templates_matters() -> None:
+    named = [{"name": ["odd"]}, "odd", {"name": "default", "template": "{{ yes }}"}]
+    assert pipeline._embedded_template({"chat_template": named}) == "{{ yes }}"
 
 
 def test_progress_ends_at_the_total(checkpoint: Checkpoints, tmp_path: Path) -> None:

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from edgegemma.cli import app
 from edgegemma.errors import CheckpointError, EdgeGemmaError, InputError
-from export import pipeline
+from export import huggingface, pipeline
 from export.pipeline import export
 from tests.test_export import changed, with_config
 
 LANGUAGE = "model.language_model"
+LAYER = f"{LANGUAGE}.layers.3.self_attn"
 Checkpoints = Callable[[str], Path]
 
 
@@ -43,6 +46,14 @@ def test_a_missing_untied_head_is_named(checkpoint: Checkpoints, tmp_path: Path)
             lambda t: t[f"{LANGUAGE}.norm.weight"].__setitem__(5, 0x7F80),
             r"norm\.weight: inf at row 5",
         ),
+        (
+            lambda t: t.update({f"{LAYER}.k_cache_scale": np.array(-0.5, np.float32)}),
+            r"k_cache_scale, v_cache_scale: got \[-0\.5, 0\.0\]; want none below 0",
+        ),
+        (
+            lambda t: t.update({f"{LAYER}.v_cache_scale": np.array(np.nan, np.float32)}),
+            r"v_cache_scale: nan at row 0",
+        ),
     ],
 )
 def test_a_bad_tensor_stops_the_export_and_leaves_nothing(
@@ -55,6 +66,35 @@ def test_a_bad_tensor_stops_the_export_and_leaves_nothing(
     with pytest.raises(CheckpointError, match=message):
         export(folder, tmp_path / "out", "mobile")
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_codes_are_not_rounded_again_where_the_config_does_not_tell_of_them(
+    checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoint("e2b-qat-mobile"), tmp_path / "s")
+    with_config(folder, lambda raw: raw.pop("quantization_config"))
+    with pytest.raises(CheckpointError, match=r"got codes, but config\.json has no quantization_c"):
+        export(folder, tmp_path / "out", "q8")
+
+
+def test_a_size_no_package_may_have_is_refused_before_the_weights_are_looked_at(
+    checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoint("e2b"), tmp_path / "s")
+    with_config(folder, lambda raw: raw["text_config"].update(max_position_embeddings=1 << 25))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"^config\.json: text\.max_position_embeddings: got"):
+        export(folder, tmp_path / "out")
+
+
+def test_a_pointer_in_place_of_the_tokenizer_is_refused_before_the_weights_are_looked_at(
+    checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoint("e2b"), tmp_path / "s")
+    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: got 'version .*git-lfs pointer"):
+        export(folder, tmp_path / "out")
 
 
 def test_a_missing_tokenizer_is_named(checkpoint: Checkpoints, tmp_path: Path) -> None:
@@ -83,6 +123,40 @@ def test_two_exports_to_one_place_do_not_mix(checkpoint: Checkpoints, tmp_path: 
     with pytest.raises(InputError, match="another export is running"):
         export(checkpoint("e2b"), tmp_path / "out")
     assert (tmp_path / ".out.partial").exists()
+
+
+def test_a_success_leaves_the_next_export_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def rename_and_begin_another(self: Path, target: Path) -> None:
+        rename(self, target)
+        self.mkdir()
+
+    monkeypatch.setattr(Path, "rename", rename_and_begin_another)
+    with pipeline._partial(tmp_path / "out"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.partial", "out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "."], "exists already"),
+        (["--out", "no/out"], "the folder no does not exist"),
+        (["--out", "new", "--preset", "q5"], "preset 'q5': want one of"),
+    ],
+)
+def test_the_command_line_refuses_what_cannot_work_before_a_download(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    def fetch(*_: object) -> object:
+        raise AssertionError("a download")
+
+    monkeypatch.setattr(huggingface, "fetch", fetch)
+    result = CliRunner().invoke(app.app, ["export", "google/gemma-4-E2B", *options])
+    assert message in result.stderr
 
 
 def test_a_small_disk_is_refused_before_the_first_byte(

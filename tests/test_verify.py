@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from edgegemma.errors import PackageError
 from export import pipeline, verify
 from export.readback import compare, places
+from export.witness import Difference
+from tests import packages
 from tests.conftest import Exporter
 from tests.test_export import CONVERSION, graph
 
@@ -35,6 +37,20 @@ def test_graphs_pass_onnx_checker_when_inlined(
 ) -> None:
     for path in package(variant, preset).glob("*.onnx"):
         assert verify.check_graph(path) > 5
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("tokenizer.json", "version https://git-lfs.github.com"), ("chat_template.jinja", "{{ (")],
+)
+def test_text_files_that_do_not_open_are_refused(
+    package: Exporter, tmp_path: Path, file: str, text: str
+) -> None:
+    path = shutil.copytree(package("e2b-qat-mobile", "qat-mobile"), tmp_path / "p")
+    (path / file).write_text(text)
+    packages.sign(path)
+    with pytest.raises(PackageError, match=file):
+        verify.verify(path)
 
 
 @pytest.mark.parametrize("file", ["embed_tokens.bin", "decoder.bin", "decoder.onnx"])
@@ -91,6 +107,21 @@ def test_results_that_are_not_finite_agree_with_nothing() -> None:
     good = np.ones((2, 3), np.float32)
     assert verify.agreement("audio", good, good * np.float32(np.nan)).correlation == 0
     assert verify.agreement("audio", good, good).correlation == 1
+
+
+@pytest.mark.parametrize(("got", "limit"), [(np.inf, 1.0), (np.nan, 1.0), (0.0, np.inf)])
+def test_a_call_whose_result_is_not_finite_is_refused(got: float, limit: float) -> None:
+    good, bad = Difference("good", 0.5, 1.0), Difference("bad", got, limit)
+    with pytest.raises(PackageError, match=r"^bad: a number that is not finite"):
+        verify.check_calls([good, bad, good])
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_executors_whose_results_are_not_finite_are_refused(which: int) -> None:
+    results = [logits(0), logits(0), logits(0)]
+    results[which]["logits"][1, 7] = np.nan
+    with pytest.raises(PackageError, match=r"^logits: who: a number that is not finite"):
+        verify.judge(results[0], results[1], results[2], "who")
 
 
 def logits(seed: int) -> dict[str, NDArray[np.float32]]:

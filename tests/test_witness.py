@@ -42,6 +42,12 @@ def judged(package: Path, other: Path) -> str:
     return verify.check_calls(witness.compare(recorder, other))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_results_that_are_not_finite_are_infinitely_far_apart(bad: float) -> None:
+    x = np.array([1, bad], np.float32)
+    assert witness.apart(x, x) == np.inf
+
+
 def changed(package: Path, folder: Path, tensor: str, change: int) -> Path:
     """Copy a package with bits of one byte of a tensor flipped, in the middle of it and its highest."""
     place = places(package)[tensor]

@@ -55,10 +55,15 @@ def export(
     """
     logging.basicConfig(format="edgegemma: %(message)s", level=logging.WARNING)
     _own("export")
-    from export.huggingface import fetch
+    from export.huggingface import fetch, is_repository
     from export.pipeline import export as make
+    from export.pipeline import refuse_existing
     from export.verify import verify
+    from quant.policy import check_name
 
+    check_name(preset)
+    if out or is_repository(source):  # before a download, which is long
+        refuse_existing(out or _default_place(source))
     folder = fetch(source, revision)
     target = out or _default_place(folder.id)
     checked = []
