@@ -130,7 +130,7 @@ def write(
     try:
         import gguf
     except ImportError as error:
-        raise MissingExtraError("gguf: not installed; try: pip install gguf") from error
+        raise MissingExtraError("gguf: not installed", "peers") from error
     partial = path.with_name(path.name + ".partial")
     writer: Any = gguf.GGUFWriter(str(partial), "gemma4")
     _describe(writer, text)

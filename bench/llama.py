@@ -29,9 +29,7 @@ class Llama:
         try:
             import llama_cpp
         except ImportError as error:
-            raise MissingExtraError(
-                "llama.cpp: not installed; try: pip install llama-cpp-python"
-            ) from error
+            raise MissingExtraError("llama.cpp: not installed", "peers") from error
         self._api: Any = llama_cpp
         self.version = str(llama_cpp.__version__)
         self._quiet = _quiet(llama_cpp)

@@ -107,9 +107,7 @@ def pyplot() -> Any:
         mpl.use("agg")
         from matplotlib import pyplot as plt
     except ImportError as error:
-        raise MissingExtraError(
-            "plot: matplotlib is not installed; try: pip install 'edgegemma[bench]'"
-        ) from error
+        raise MissingExtraError("plot: needs matplotlib", "bench") from error
     return plt
 
 

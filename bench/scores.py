@@ -7,8 +7,6 @@ import unicodedata
 
 from edgegemma.errors import MissingExtraError
 
-INSTALL = "install it with: pip install 'edgegemma[bench]'"
-
 
 def plain(text: str) -> str:
     """Words alone, as Whisper's basic normalizer has them: lower case, nothing in brackets, no marks or symbols.
@@ -34,7 +32,7 @@ def errors(said: list[str], heard: list[str]) -> dict[str, float]:
     try:
         import jiwer
     except ImportError as error:
-        raise MissingExtraError(f"bench speech: needs jiwer; {INSTALL}") from error
+        raise MissingExtraError("bench speech: needs jiwer", "bench") from error
     said, heard = [plain(text) for text in said], [plain(text) for text in heard]
     return {"wer": float(jiwer.wer(said, heard)), "cer": float(jiwer.cer(said, heard))}
 
@@ -50,7 +48,7 @@ def likeness(wanted: list[str], got: list[str]) -> dict[str, float]:
     try:
         import sacrebleu
     except ImportError as error:
-        raise MissingExtraError(f"bench speech: needs sacrebleu; {INSTALL}") from error
+        raise MissingExtraError("bench speech: needs sacrebleu", "bench") from error
     return {
         "chrf": float(sacrebleu.corpus_chrf(got, [wanted]).score),
         "bleu": float(sacrebleu.corpus_bleu(got, [wanted]).score),

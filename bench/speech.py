@@ -82,6 +82,8 @@ def measure(model: Any, rows: list[Spoken], task: Task, pace: float = 1.0) -> di
     from edgegemma.transcribe import transcribe
 
     wanted = _wanted(rows, task)
+    score = likeness if task.translates_speech else errors
+    score(wanted, wanted)  # an extra that is missing is told before, not after all was heard
     delays: dict[str, list[float]] = {name: [] for name in DELAYS}
     heard: list[Heard] = []
     offline: list[str] = []
@@ -95,7 +97,6 @@ def measure(model: Any, rows: list[Spoken], task: Task, pace: float = 1.0) -> di
         for texts, sound in ((offline, _followed(samples)), (bare, samples)):
             texts.append(" ".join(f.text for f in transcribe(model, sound, task=task) if f.text))
     live = [one.text for one in heard]
-    score = likeness if task.translates_speech else errors
     return {
         "recordings": len(rows), "seconds": sum(one.seconds for one in heard),
         "live": score(wanted, live), "offline": score(wanted, offline), "bare": score(wanted, bare),

@@ -13,6 +13,8 @@ The command line turns each of these into one line on stderr and exit status 2. 
 and keeps its traceback. Messages read *place: got X; want Y; do Z*.
 """
 
+import sys
+
 
 class EdgeGemmaError(Exception):
     """Base of all errors raised on purpose."""
@@ -43,4 +45,18 @@ class DeviceError(EdgeGemmaError):
 
 
 class MissingExtraError(EdgeGemmaError):
-    """An optional dependency is not installed; the message says how to install it."""
+    """An optional dependency is not installed; the message says how to install it.
+
+    Parameters
+    ----------
+    what : str
+        What is wanted, and of what.
+    extra : str
+        Where `pyproject.toml` lists it.
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        pip = f"{sys.executable} -m pip install -e '.[{extra}]'"
+        super().__init__(
+            f"{what}; in the folder of the source: {pip}, or uv tool install --force '.[{extra}]'"
+        )

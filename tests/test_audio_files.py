@@ -218,7 +218,7 @@ def test_a_closed_file_object_is_refused() -> None:
 
 def test_a_video_container_asks_for_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'edgegemma\[video\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install -e '\.\[video\]'"):
         read_audio(b"\0\0\0\x18ftypM4A \0\0\0\0M4A mp42isom")
 
 

@@ -154,7 +154,7 @@ class FakeWorker:
 
     def __init__(self, given: dict[str, Any]) -> None:
         if given["runtime"] == "llama.cpp":
-            raise MissingExtraError("llama.cpp: not installed; try: pip install llama-cpp-python")
+            raise MissingExtraError("llama.cpp: not installed", "peers")
         self.seconds = {"edgegemma": 1.0, "onnxruntime": 2.0}[given["runtime"]]
 
     def ask(self, _do: str, tokens: int) -> float:
@@ -179,7 +179,7 @@ def test_peers_are_compared_and_a_missing_one_is_said(tiny: Path, tmp_path: Path
     assert found["peers"]["onnxruntime"]["decode"]["ratio"]["median"] == 2.0
     text = report.markdown(found)
     assert "| onnxruntime | 1.0 | 0.50 (0.50–0.50) | 2.00 (2.00–2.00) |" in text
-    assert "llama.cpp: not installed; try: pip install llama-cpp-python" in text
+    assert "llama.cpp: not installed; in the folder of the source: " in text
 
 
 def test_peers_can_be_drawn(tiny: Path, tmp_path: Path) -> None:

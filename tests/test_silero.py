@@ -67,5 +67,5 @@ def test_a_gate_that_was_restarted_hears_as_a_new_one() -> None:
 
 def test_without_the_extra_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(silero, "PACKAGES", ("no_such_package",))
-    with pytest.raises(MissingExtraError, match=r"pip install 'edgegemma\[vad\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install -e '\.\[vad\]'"):
         SileroGate()

@@ -23,7 +23,10 @@ EngineOption = Annotated[
     str, typer.Option("--engine", "-e", help="What runs it: edgegemma or onnxruntime.")
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", "-t", help="Threads; all cores by default.")
+    int | None,
+    typer.Option(
+        "--threads", "-t", help="Threads; by default what `warmup` found fastest, or one a core."
+    ),
 ]
 KvOption = Annotated[str, typer.Option("--kv", help="Entries of the K/V cache: float32 or int8.")]
 MemoryOption = Annotated[

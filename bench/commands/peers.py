@@ -59,6 +59,8 @@ def peers(  # noqa: PLR0913  a command line has many options
     from edgegemma.package import Package
 
     names = race.check_names(peer or [])
+    if plot is not None:
+        report.pyplot()  # it is told now if it is missing
     path = find(package)
     check_context(path, [context], max(256, prompt))
     pool.calm()
@@ -76,9 +78,9 @@ def peers(  # noqa: PLR0913  a command line has many options
         "package": path.name, "threads": count, "rounds": rounds, "machine": report.machine(),
         "missing": missing,
     }  # fmt: skip
-    _write(found, markdown, plot, output)
     if not shown(found, as_json):
         console.table(*report.peer_rows(found))
+    _write(found, markdown, plot, output)
 
 
 def _write(

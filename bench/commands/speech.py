@@ -48,6 +48,7 @@ def speech(
     For example: edgegemma bench speech demo recordings --most 20 --plot delay.png
     """
     check(engine, threads)
+    from bench import report
     from bench import speech as meter
     from edgegemma.errors import InputError
     from edgegemma.listen.task import Task
@@ -55,14 +56,16 @@ def speech(
 
     if plot is not None and translate_to is not None:
         raise InputError("--plot: draws word errors, which a translation has not; leave one out")
+    if plot is not None:
+        report.pyplot()  # it is told now if it is missing
     rows = meter.recordings(folder or DATA / "samples")[:most]
     model = opened(find(package), engine, threads)
     found = about(model) | meter.measure(model, rows, Task(translate_to=translate_to))
-    if plot is not None:
-        meter.plot(found, plot)
     if not shown(found, as_json):
         lines = [(k.replace("_", " "), _cell(v)) for k, v in found.items() if k not in INSIDE]
         console.table(("", ""), lines)
+    if plot is not None:
+        meter.plot(found, plot)
 
 
 def _cell(value: Any) -> str:

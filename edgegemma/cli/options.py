@@ -43,7 +43,13 @@ EngineOption = Annotated[
     Executor, typer.Option("--engine", "-e", help="What runs the package's graphs.")
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", "-t", min=1, help="Threads; all cores by default.")
+    int | None,
+    typer.Option(
+        "--threads",
+        "-t",
+        min=1,
+        help="Threads; by default what `warmup` found fastest, or one a core.",
+    ),
 ]
 KvOption = Annotated[CacheKind, typer.Option("--kv", help="Entries of the K/V cache.")]
 MemoryOption = Annotated[

@@ -191,7 +191,8 @@ def _opened(path: Path) -> Vocabulary | Whole:
     from edgegemma.kernels import cache
 
     maker = Path(__file__).with_name("vocabulary.py").read_bytes()
-    identity = (path.resolve(), found.st_size, found.st_mtime_ns, maker)
+    # Not its place: an export looks at the package before that gets its name.
+    identity = (found.st_ino, found.st_size, found.st_mtime_ns, maker)
     folder = cache.root() / "tokenizers" / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
     if not folder.is_dir():
         # In a process of its own: it takes 0.3 GB for a moment, which this one would not give back.
