@@ -44,5 +44,5 @@ $(TEST)/.ready: WANTED := .[dev]
 	@touch $@
 
 clean:
-	rm -rf $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(DEMO) $(TEST) build/lib build/bdist.* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

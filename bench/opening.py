@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -102,6 +103,7 @@ def child(package: str, engine: str, threads: int | None, began: float) -> dict[
 
 def main() -> None:
     """Run for `once`; the result is a line of JSON on stdout."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     sys.stdout.write(json.dumps(child(**json.loads(sys.argv[1]))) + "\n")
 
 

@@ -136,9 +136,10 @@ class Worker:
         return float(told["seconds"])
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, whatever it is at."""
         assert self._child.stdin is not None
         self._child.stdin.close()
+        self._child.terminate()
         self._child.wait()
 
     def _answer(self) -> dict[str, Any]:
@@ -163,7 +164,9 @@ def _make(given: dict[str, Any]) -> Subject:
 def main() -> None:
     """Serve `Worker`. Libraries may write to stdout: the answers go to a copy of it, all else to stderr."""
     import os
+    import signal
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
