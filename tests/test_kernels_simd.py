@@ -16,7 +16,7 @@ from numba import njit
 from edgegemma.errors import InputError
 from edgegemma.kernels import cache, cpu, linear, simd
 from edgegemma.kernels.lanes import lane_scales
-from edgegemma.kernels.late import KERNELS, Kernel, ready
+from edgegemma.kernels.late import KERNELS, Kernel, call, ready
 from edgegemma.kernels.simd import LANES
 from tests.crosscompile import ARM, X86
 
@@ -180,6 +180,26 @@ def test_a_kernel_that_cannot_be_compiled_raises() -> None:
     with pytest.raises(RuntimeError, match="broken could not be compiled"):
         caller()
     del KERNELS["broken"]
+
+
+def test_what_a_kernel_raises_reaches_its_caller() -> None:
+    def refusing(x):  # type: ignore[no-untyped-def]
+        if x[0] > 0:
+            raise ValueError("too much")
+        x[0] = 1
+
+    Kernel("refusing", numba.void(numba.float64[::1]), refusing)
+
+    @njit
+    def caller(x):  # type: ignore[no-untyped-def]
+        call("refusing", ready("refusing"), (x,))
+
+    x = np.zeros(1)
+    caller(x)
+    assert x[0] == 1
+    with pytest.raises(ValueError, match="too much"):
+        caller(x)
+    del KERNELS["refusing"]
 
 
 def test_importing_linear_names_its_kernels() -> None:

@@ -43,8 +43,7 @@ class Kernel:
         if not self._cell.value:
             self.dispatcher.compile(self.signature)
             result: Any = self.dispatcher.overloads[self.signature.args]
-            name = result.fndesc.llvm_cfunc_wrapper_name
-            self._cell.value = result.library.get_pointer_to_function(name)
+            self._cell.value = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
 
 
 def keyed(dispatcher: Any, name: str) -> None:
@@ -97,16 +96,16 @@ def _ready(_context, name):  # type: ignore[no-untyped-def]
 
 
 def _call(_context, name, address, args):  # type: ignore[no-untyped-def]
-    """Call the kernel at an address with a tuple of arguments; ``name`` tells its signature."""
+    """Call the kernel at an address with a tuple of arguments, and raise what it raises; ``name`` tells its signature."""
     signature = KERNELS[name.literal_value].signature
 
     def codegen(context: Any, b: Any, _signature: Any, values: Any) -> Any:
-        kind = ir.FunctionType(
-            context.get_value_type(signature.return_type),
-            [context.get_value_type(arg) for arg in signature.args],
-        )
-        function = b.inttoptr(values[1], kind.as_pointer())
-        b.call(function, cgutils.unpack_tuple(b, values[2], len(signature.args)))
+        convention, result, args = context.call_conv, signature.return_type, signature.args
+        function = b.inttoptr(values[1], convention.get_function_type(result, args).as_pointer())
+        given = cgutils.unpack_tuple(b, values[2], len(args))
+        status, _ = convention.call_function(b, function, result, args, given)
+        with cgutils.if_unlikely(b, status.is_error):
+            convention.return_status_propagate(b, status)
         return context.get_dummy_value()
 
     return types.void(name, types.int64, types.Tuple(signature.args)), codegen
