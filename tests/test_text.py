@@ -222,7 +222,7 @@ def test_templates_cannot_leave_the_sandbox(source: str) -> None:
 
 
 def test_an_image_is_refused_as_nothing_reads_it() -> None:
-    with pytest.raises(InputError, match=r"messages\[0\].content\[0\]: got type 'image'"):
+    with pytest.raises(InputError, match=r"messages\[0\].content\[0\]: .*got 'image'"):
         ChatTemplate("x").render([{"role": "user", "content": [{"type": "image"}]}])
 
 

@@ -132,7 +132,7 @@ def _check(messages: Sequence[Message]) -> None:
             kind = part.get("type") if isinstance(part, Mapping) else None
             if kind not in PARTS or (kind == "text" and not isinstance(part.get("text"), str)):
                 raise InputError(
-                    f"messages[{i}].content[{j}]: got type {kind!r}; want {{'type': 'text', 'text': …}} or 'audio'"
+                    f"messages[{i}].content[{j}]: want {{'type': 'text', 'text': …}} or audio, got {kind!r}"
                 )
 
 
