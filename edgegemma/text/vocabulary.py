@@ -60,10 +60,6 @@ class Vocabulary:
         self.decoder: dict[str, Any] = self._skeleton["decoder"] or {}
         added = self._skeleton["added_tokens"]
         self.special = frozenset(token["id"] for token in added if token["special"])
-        try:
-            self.encode("")
-        except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"{folder}: not a tokenizer: {error}") from error
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, as the whole tokenizer gives them."""
@@ -152,9 +148,18 @@ def build(source: Path, folder: Path) -> None:
             np.save(partial / f"{name}.npy", table)
         skeleton = data | {"always": always, "longest": max(map(len, vocab))}
         (partial / "skeleton.json").write_text(json.dumps(skeleton))
+        _check_library(Vocabulary(partial))
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_library(made: Vocabulary) -> None:
+    """Refuse what the library cannot read: then it says why, of the whole file."""
+    try:
+        made.encode("")
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"not a tokenizer: {error}") from error
 
 
 def _check(data: dict[str, Any], vocab: dict[str, int]) -> None:
