@@ -56,16 +56,17 @@ def joined(b: Any, total: Any, parts: Sequence[Any], bits: int) -> Any:
     return total
 
 
+def narrow(path: str, bits: int) -> bool:
+    """Tell whether products are added up in int16 first: then several vectors of a row go together, by `run`."""
+    return bits < 8 and path in ("avx2", "neon")
+
+
 def run(b: Any, path: str, acc: Any, units: Sequence[tuple[Any, Sequence[Any]]], bits: int) -> Any:
-    """Do `dot` for `RUN` vectors of codes with their planes; products stay int16 while they surely fit."""
-    if bits < 8 and path == "avx2":
+    """Do `dot` for `RUN` vectors of codes with their planes on a path that is `narrow`: they surely fit int16."""
+    if path == "avx2":
         return _avx2_run(b, acc, units, bits)
-    if bits < 8 and path == "neon":
-        pairs = [pair for codes, planes in units for pair in _pairs(b, codes, planes, bits)]
-        return _neon_small(b, acc, pairs)
-    for codes, planes in units:
-        acc = dot(b, path, acc, codes, planes, bits)
-    return acc
+    pairs = [pair for codes, planes in units for pair in _pairs(b, codes, planes, bits)]
+    return _neon_small(b, acc, pairs)
 
 
 def dot(b: Any, path: str, acc: Any, codes: Any, planes: Sequence[Any], bits: int) -> Any:

@@ -80,12 +80,15 @@ def _add(b: Any, sums: Any, weights: Any, activations: Any, vectors: int, bits: 
         units = [[unit(row, v) for row in rows] for v in range(vectors)]
         dots.side_by_side(b, fours, units, [planes(v) for v in range(vectors)], bits)
         return [total for own in fours for total in own]
-    for own, row in zip(fours, rows, strict=True):
-        taken = [(unit(row, v), planes(v)) for v in range(vectors)]
-        if vectors == 1:
-            own[0] = dots.dot(b, _PATH, own[0], *taken[0], bits)
-        else:
+    if vectors > 1 and dots.narrow(_PATH, bits):
+        for own, row in zip(fours, rows, strict=True):
+            taken = [(unit(row, v), planes(v)) for v in range(vectors)]
             own[0] = dots.run(b, _PATH, own[0], taken, bits)
+    else:
+        for v in range(vectors):
+            xs = planes(v)  # of one vector: those of all would not fit into the registers
+            for own, row in zip(fours, rows, strict=True):
+                own[0] = dots.dot(b, _PATH, own[0], unit(row, v), xs, bits)
     return [total for own in fours for total in own]
 
 
