@@ -148,7 +148,15 @@ def test_an_interrupted_run_goes_on_and_gives_what_a_whole_one_gives(
 
 
 @pytest.mark.parametrize(
-    "other", [("-l", "fr"), ("-m", "e2b"), ("--vad", "silero"), ("--endpoint-ms", "900")]
+    "other",
+    [
+        ("-l", "fr"),
+        ("-m", "e2b"),
+        ("--engine", "onnxruntime"),
+        ("--kv", "int8"),
+        ("--vad", "silero"),
+        ("--endpoint-ms", "900"),
+    ],
 )
 def test_a_run_goes_on_only_with_what_it_began_with(
     call: Call, heard: dict[str, Any], other: tuple[str, str]
@@ -156,7 +164,10 @@ def test_a_run_goes_on_only_with_what_it_began_with(
     heard["a.wav"] = [*finals("one", "two")[:3], InputError("a.wav: the disk is gone")]
     call("transcribe", "a.wav", "-o", "out")
     line = one_line(call("transcribe", "a.wav", "-o", "out", "--resume", *other))
-    assert "of another recording, model, task, --vad or --endpoint-ms; remove it" in line
+    assert (
+        "of another recording, model, task, --engine, --kv, --vad or --endpoint-ms; remove it"
+        in line
+    )
 
 
 def test_going_on_wants_a_file(call: Call) -> None:

@@ -58,6 +58,12 @@ def test_a_closed_recording_ends() -> None:
     assert list(blocks) == []
 
 
+def test_a_recording_closed_before_it_is_read_gives_nothing() -> None:
+    source = Recording(recorded(1.0))
+    source.close()
+    assert list(source) == []
+
+
 def test_real_time_gives_a_block_when_it_has_been_said() -> None:
     source = RealTime(Recording(recorded(0.5)), pace=2.0)
     start = time.monotonic()

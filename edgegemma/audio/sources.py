@@ -41,12 +41,12 @@ class Recording:
     def __init__(self, source: files.Source, block_s: float = BLOCK_SECONDS) -> None:
         self._file = AudioFile(source)
         self._block = max(1, round(block_s * SAMPLE_RATE))
-        self._closed = self._reading = False
+        self._closed, self._reading = threading.Event(), False
         self.name, self.seconds = self._file.name, self._file.seconds
 
     def close(self) -> None:
         """Close the file; the iterator ends."""
-        self._closed = True
+        self._closed.set()
         if not self._reading:  # else the iterator does it, whose thread may be in the file now
             self._file.close()
 
@@ -54,12 +54,14 @@ class Recording:
         """Give blocks of the same length; the last one may be shorter."""
         self._reading = True
         try:
+            if self._closed.is_set():  # by a thread that did not know yet that somebody reads
+                return
             start, rest = 0, np.empty(0, np.float32)
             for samples in self._file.blocks():
                 rest = np.concatenate([rest, samples])
                 whole = len(rest) // self._block * self._block
                 for piece in rest[:whole].reshape(-1, self._block):
-                    if self._closed:
+                    if self._closed.is_set():
                         return
                     yield Block(start, piece)
                     start += len(piece)

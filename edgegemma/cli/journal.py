@@ -7,7 +7,7 @@ written out at once. After an interruption it tells where to go on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -33,9 +33,11 @@ from edgegemma.listen.writers import writer
 KEPT = (Commit, Final, Translation, Silence, Gap)
 
 
-def identity(name: str, model: str, task: Task, vad: Vad, endpoint_s: float) -> dict[str, Any]:
+def identity(
+    name: str, model: Mapping[str, str], task: Task, vad: Vad, endpoint_s: float
+) -> dict[str, Any]:
     """Say what is heard with what: a run can only go on with the same."""
-    about: dict[str, Any] = {"file": name, "model": model, "task": vars(task)}
+    about: dict[str, Any] = {"file": name, **model, "task": vars(task)}
     about |= {"vad": detector(vad).value, "endpoint_s": endpoint_s}
     if name != STDIN:
         with suppress(OSError):  # who reads it will say why it cannot be read
@@ -139,8 +141,8 @@ class Journal:
                 head = json.loads(stream.readline())
             if head != json.loads(json.dumps(about)):
                 raise InputError(
-                    f"--resume: {self._path} is of another recording, model, task, --vad or "
-                    "--endpoint-ms; remove it or leave --resume out"
+                    f"--resume: {self._path} is of another recording, model, task, --engine, --kv, "
+                    "--vad or --endpoint-ms; remove it or leave --resume out"
                 )
             at = stream.tell()
             for line in stream:

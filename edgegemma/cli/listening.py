@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
@@ -248,7 +249,8 @@ def _finishing(source: Source, note: Callable[[str], None]) -> Iterator[None]:
                 signal.signal(number, before[number])
         with suppress(OSError):  # that terminal
             note("finishing the sentence; Ctrl-C again stops at once")
-        source.close()
+        # In a thread, because this one may hold the very lock that closing waits for.
+        threading.Thread(target=source.close).start()
 
     for number in heeded:
         signal.signal(number, finish)

@@ -152,7 +152,7 @@ class _Work:
         memory_limit: str | None,
     ) -> None:
         """Do them one after the other; one that cannot be read does not stop the others."""
-        self._model_name = model
+        self._heard_by = {"model": model, "engine": engine.value, "kv": kv.value}
         self._model = load(model, engine, threads, kv, verify, memory_limit)
         note_task(self._model, self._task)
         failed = 0
@@ -190,7 +190,7 @@ class _Work:
         if self._resume and target.is_file() and not partial(target).exists():
             console.note(f"{name}: {target} is complete; it stays as it is")
             return
-        key = identity(name, self._model_name, self._task, self._vad, self._endpoint_s)
+        key = identity(name, self._heard_by, self._task, self._vad, self._endpoint_s)
         with Journal(target, key, self._resume) as journal:
             self._hear(name, journal, True, journal.done, journal.context)
             fields = {"file": name} if self._form is Form.JSON else {}
