@@ -301,7 +301,8 @@ def _against_source(
             report.checks.append(("equal to the source", f"{compare(path, weights)} tensors"))
         small = weights.source_bytes() <= SMALL_BYTES
     if small and preset_name != "float":
-        with tempfile.TemporaryDirectory(prefix="edgegemma-") as folder:
+        # Where the package is there is room for this, too; a folder for temporary files may be in memory.
+        with tempfile.TemporaryDirectory(prefix=".float-", dir=path.parent) as folder:
             made = pipeline.export(source, Path(folder) / "float", "float")
             (reference,) = _results(made, "onnxruntime", 0.0)
         check_finite(reference, "float")
