@@ -4,10 +4,11 @@
 PYTHON ?= python3
 DEMO := .venv
 TEST := build/venv
+TRAIN := build/train
 PIP := -m pip --disable-pip-version-check install --quiet
 PYTEST := $(TEST)/bin/python -m pytest
 
-.PHONY: demo test test-slow test-arm test-arm-system lint clean
+.PHONY: demo test test-slow test-train test-arm test-arm-system lint clean
 
 demo: $(DEMO)/.ready
 	$(DEMO)/bin/edgegemma warmup demo
@@ -18,6 +19,9 @@ test: $(TEST)/.ready
 
 test-slow: $(TEST)/.ready
 	$(PYTEST) -m "slow and not arm"
+
+test-train: $(TRAIN)/.ready
+	$(TRAIN)/bin/python -m pytest tests/test_train*.py tests/test_qat.py
 
 test-arm: $(TEST)/.ready
 	$(PYTEST) -m arm
@@ -35,6 +39,7 @@ lint: $(TEST)/.ready
 
 $(DEMO)/.ready: WANTED := .
 $(TEST)/.ready: WANTED := .[dev]
+$(TRAIN)/.ready: WANTED := .[dev,train]
 
 %/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("edgegemma needs Python 3.11 or later; try: make PYTHON=python3.13" if sys.version_info < (3, 11) else 0)'
@@ -44,5 +49,5 @@ $(TEST)/.ready: WANTED := .[dev]
 	@touch $@
 
 clean:
-	rm -rf $(DEMO) $(TEST) build/lib build/bdist.* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(DEMO) $(TEST) $(TRAIN) build/lib build/bdist.* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -36,7 +36,14 @@ def assembly(triple: str, cpu: str, *kernels: str, simd: str = "") -> str:
     return done.stdout
 
 
-PRODUCTS = (("sdot", 16), ("vpmaddubsw", 32), ("smull2?", 8), ("smlal2?", 8), ("vpmaddwd", 16))
+PRODUCTS = (
+    ("sdot", 16),
+    ("vpdpbusd", 64),
+    ("vpmaddubsw", 32),
+    ("smull2?", 8),
+    ("smlal2?", 8),
+    ("vpmaddwd", 16),
+)
 
 
 class Loop(NamedTuple):
@@ -51,14 +58,19 @@ def loops(text: str) -> dict[str, Loop]:
     found = {}
     for part in text.split("# kernel: ")[1:]:
         name, _, code = part.partition("\n")
-        blocks = re.split(r"^(\.\w+):", code, flags=re.M)
-        turns = [Loop(0, 0)]
-        for label, body in zip(blocks[1::2], blocks[2::2], strict=True):
-            lines = re.findall(r"^\s+([a-z].*)", body, re.M)
-            back = [i for i, line in enumerate(lines) if line.split()[-1] == label]
-            turn = lines[: back[-1] + 1] if back else []
-            turns.append(Loop(len(turn), _products(turn)))
-        found[name] = max(turns, key=lambda turn: (turn.products, turn.instructions))
+        counts = [Loop(len(turn), _products(turn)) for turn in turns(code)]
+        found[name] = max(counts, key=lambda turn: (turn.products, turn.instructions))
+    return found
+
+
+def turns(code: str) -> list[list[str]]:
+    """Give the instructions of every block that ends by going back to its beginning."""
+    blocks = re.split(r"^(\.\w+):", code, flags=re.M)
+    found = []
+    for label, body in zip(blocks[1::2], blocks[2::2], strict=True):
+        lines = re.findall(r"^\s+([a-z].*)", body, re.M)
+        back = [i for i, line in enumerate(lines) if line.split()[-1] == label]
+        found.append(lines[: back[-1] + 1] if back else [])
     return found
 
 

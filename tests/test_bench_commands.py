@@ -183,7 +183,6 @@ def test_peers_are_compared_and_a_missing_one_is_said(tiny: Path, tmp_path: Path
 
 
 def test_peers_can_be_drawn(tiny: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     report.plot(raced(tiny, tmp_path), tmp_path / "peers.png")
     assert (tmp_path / "peers.png").stat().st_size > 1000
 

@@ -70,7 +70,6 @@ def test_a_translation_wants_its_words(tmp_path: Path) -> None:
 
 
 def test_the_samples_are_measured_and_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     rows = recordings(models.DATA / "samples")[:1]
     found = measure(open_model(models.find("demo")), rows, Task(), pace=50)
     assert found["erased"] == 0

@@ -7,7 +7,7 @@ import pytest
 
 from edgegemma.errors import InputError
 from edgegemma.kernels import limits, reference_limits, threads
-from tests.crosscompile import ARM, X86, assembly
+from tests.crosscompile import ARM, X86, assembly, turns
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -45,8 +45,7 @@ def test_the_loop_is_the_paths_products_and_touches_no_memory(
     triple: str, cpu: str, instruction: str
 ) -> None:
     text = assembly(triple, cpu, "register_sum")
-    loop = max(text.split("\n.LBB"), key=lambda block: block.count(instruction))
-    lines = [line for line in loop.splitlines() if line.startswith("\t")]
-    products = [line for line in lines if line.split()[0].startswith(instruction)]
+    turn = max(turns(text), key=lambda lines: "\n".join(lines).count(instruction))
+    products = [line for line in turn if line.startswith(instruction)]
     assert len(products) >= limits._WAYS * limits._TURNS
-    assert not [line for line in products if "(" in line or "[" in line]
+    assert not [line for line in turn if "(" in line or "[" in line]

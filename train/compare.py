@@ -7,6 +7,7 @@ one without bits is rounded at the end, too: that is what quantisation after tra
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,14 @@ def prepare(work: Path, name: str) -> Path:
 def settings(name: str, processes: int = 2) -> Settings:
     """Give the schedule of a twin: one turn of tower and decoder such as the last of the model's."""
     never = math.inf
-    cycles = (1, STEPS)  # the first is over when a twin begins
+    later = (
+        Settings(  # the first cycle is over when a twin begins, and its mixtures of clips are, too
+            cycles=(1, STEPS), processes=processes, timed_until=0.0, spliced_from=0.0
+        )
+    )
     if name == BITS:
-        return Settings(cycles=cycles, processes=processes)
-    return Settings(cycles=cycles, processes=processes, tower_from=never, quantised_from=never)
+        return later
+    return replace(later, tower_from=never, quantised_from=never)
 
 
 def train(work: Path, tokenizer: Tokenizer, processes: int) -> None:

@@ -6,7 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.commands.options import JsonOption, RoundsOption, ThreadsOption, check, numbers, shown
+from bench.commands.options import (
+    EqualThreadsOption,
+    JsonOption,
+    RoundsOption,
+    check,
+    numbers,
+    shown,
+)
 from edgegemma import console
 from edgegemma.errors import InputError
 
@@ -22,7 +29,7 @@ def kernels(
         typer.Option("--dynamic", help="Activations quantized at run time; else static scales."),
     ] = False,
     rounds: RoundsOption = 5,
-    threads: ThreadsOption = None,
+    threads: EqualThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure each kernel at a model's shapes, in turns with onnxruntime's op, and check it against numpy.

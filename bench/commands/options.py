@@ -28,6 +28,10 @@ ThreadsOption = Annotated[
         "--threads", "-t", help="Threads; by default what `warmup` found fastest, or one a core."
     ),
 ]
+EqualThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", "-t", help="Threads of everybody; by default one a core."),
+]
 KvOption = Annotated[str, typer.Option("--kv", help="Entries of the K/V cache: float32 or int8.")]
 MemoryOption = Annotated[
     str | None,

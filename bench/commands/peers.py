@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from bench.commands.options import (
+    EqualThreadsOption,
     JsonOption,
     PackageArgument,
     RoundsOption,
-    ThreadsOption,
     check,
     check_context,
     shown,
@@ -32,7 +32,7 @@ def peers(  # noqa: PLR0913  a command line has many options
     prompt: Annotated[int, typer.Option(min=0, help="Tokens to read; 0: none.")] = 128,
     context: Annotated[int, typer.Option(min=0, help="Positions before the decoded ones.")] = 128,
     rounds: RoundsOption = 5,
-    threads: ThreadsOption = None,
+    threads: EqualThreadsOption = None,
     gguf: Annotated[
         Path | None,
         typer.Option(help="Folder of GGUF files, made if they are not there: gigabytes, kept."),
@@ -44,7 +44,7 @@ def peers(  # noqa: PLR0913  a command line has many options
 ) -> None:
     """Measure a package beside onnxruntime on the same files and llama.cpp on the same shape, in turns.
 
-    llama.cpp wants `pip install llama-cpp-python gguf`; a peer that is not there is said and left out. Its weights are
+    llama.cpp wants the extra `peers`; a peer that is not there is said and left out. Its weights are
     random, in its own formats, Q2_K or Q4_0 on every tensor. Each runtime is a process of its own.
 
     For example: edgegemma bench peers E2B --threads 2 --markdown peers.md --plot peers.png

@@ -17,7 +17,7 @@ from edgegemma.cli.running import run
 from edgegemma.cli.transcribing import transcribe, translate
 from edgegemma.cli.warming import warmup
 
-EPILOG = "Everything but results goes to stderr. Exit status 2: something to put right, said in one line."
+EPILOG = "Everything but results goes to stderr. Exit status 2: something to put right, said in one line (a wrong option also shows its usage)."
 
 app = typer.Typer(
     cls=console.group(),

@@ -134,7 +134,7 @@ def listen(  # noqa: PLR0913  a command line has many options
 ) -> None:
     """Write what is said while it is said. Ctrl-C ends it after the sentence, a second one at once.
 
-    On a terminal the words that may still change are dim. In a pipe or a file there are only words that stay.
+    On a terminal the words that may still change are dim. In a pipe or a file there are only words that stay; `-f jsonl` has every event.
 
     For example:
 

@@ -14,7 +14,7 @@ from edgegemma.errors import PackageError
 def models(as_json: JsonOption = False) -> None:
     """List the packages that can be asked for by name.
 
-    `export` puts packages into the model folder: $EDGEGEMMA_MODELS, or ~/.cache/edgegemma/models.
+    `export` puts packages into the model folder: $EDGEGEMMA_MODELS, or edgegemma/models in the cache folder (~/.cache).
 
     For example: edgegemma models --json
     """

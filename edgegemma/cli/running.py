@@ -43,7 +43,10 @@ DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 def run(  # noqa: PLR0913  a command line has many options
     model: ModelArgument,
     prompt: Annotated[
-        str | None, typer.Argument(help="What to say; `-` or nothing: read stdin.")
+        str | None,
+        typer.Argument(
+            help="What to say; `-`: read stdin. Nothing: stdin, too, or with --audio what the package has for sound alone."
+        ),
     ] = None,
     audio: Annotated[
         Path | None, typer.Option(help="A sound file to hear, after the prompt.")

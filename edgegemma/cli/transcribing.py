@@ -44,7 +44,10 @@ if TYPE_CHECKING:
     from edgegemma.listen.writers import Writer
 
 FilesArgument = Annotated[
-    list[str], typer.Argument(help="Sound files of any format and length; `-`: one on stdin.")
+    list[str],
+    typer.Argument(
+        help="Sound files of any length: wav, flac, ogg, mp3; m4a, mp4, webm with the extra `video`. `-`: one on stdin."
+    ),
 ]
 OutputOption = Annotated[
     Path | None,
