@@ -47,7 +47,6 @@ class Preset:
 
     name: str
     method: str
-    lossy: bool
     rules: tuple[Rule, ...] = ()
 
     def rule(self, module: str) -> Rule:
@@ -85,13 +84,13 @@ def _everything(bits: int, block: int = ROW) -> Callable[[TextConfig], tuple[Rul
     return lambda _: (Rule("", bits, block),)
 
 
-# name: (method, lossy, rules)
-_PRESETS: dict[str, tuple[str, bool, Callable[[TextConfig], tuple[Rule, ...]]]] = {
-    "qat-mobile": ("source", False, lambda _: ()),
-    "mobile": ("rtn", True, _mobile),
-    "q4": ("rtn", True, _everything(4, 32)),
-    "q8": ("rtn", True, _everything(8)),
-    "float": ("float", False, lambda _: ()),
+# name: (method, rules)
+_PRESETS: dict[str, tuple[str, Callable[[TextConfig], tuple[Rule, ...]]]] = {
+    "qat-mobile": ("source", lambda _: ()),
+    "mobile": ("rtn", _mobile),
+    "q4": ("rtn", _everything(4, 32)),
+    "q8": ("rtn", _everything(8)),
+    "float": ("float", lambda _: ()),
 }
 PRESETS = tuple(_PRESETS)
 
@@ -119,7 +118,7 @@ def preset(name: str | None, text: TextConfig, source_quantized: bool) -> Preset
     """
     check_name(name)
     name = name or ("qat-mobile" if source_quantized else "mobile")
-    method, lossy, rules = _PRESETS[name]
+    method, rules = _PRESETS[name]
     if method == "source" and not source_quantized:
         raise InputError(
             f"preset {name}: it keeps the codes of a QAT-mobile checkpoint, and this one has none; "
@@ -130,4 +129,4 @@ def preset(name: str | None, text: TextConfig, source_quantized: bool) -> Preset
             f"preset {name}: the checkpoint is quantized already, and rounding it again only loses; "
             "use qat-mobile (or float, to compare)"
         )
-    return Preset(name, method, lossy, rules(text))
+    return Preset(name, method, rules(text))

@@ -144,7 +144,7 @@ def calibrated(little: Little) -> dict[tuple[str, str], torch.Tensor]:
     return seen.scales()
 
 
-def test_calibrated_activations_are_within_half_a_step(little: Little) -> None:
+def test_calibrated_activations_are_on_the_grid_and_near(little: Little) -> None:
     scales = calibrated(little)
     before = little.wide(little.embed_tokens(IDS)).detach()
     round_activations(little, PLAN, scales)

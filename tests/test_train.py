@@ -16,27 +16,23 @@ pytest.importorskip("hibari")
 
 import torch
 
-from train import compare, listening, phones, splices
+from train import batches, compare, listening, phones, splices
 from train.features import MELS, Clip
 from train.guidance import NEXT, UNKNOWN, best_path, windows
 from train.loop import DECODER, TOWER, Run, quantized_parts
-from train.recordings import Recording, chosen_keys, divided, guard, held_out_keys
-from train.schedule import Settings
+from train.recordings import Recording, chosen_keys, divided
+from train.schedule import WEIGHTS, Settings
 from train.sources import may_train
+from train.split import Ban, held_out_keys
 from train.texts import Sentences, transcript
 from train.tokens import train_tokenizer
 
 
-def test_a_held_out_recording_is_refused() -> None:
-    with pytest.raises(ValueError, match="held-out"):
-        guard(["vm-goodbye", min(held_out_keys())])
-
-
-def test_a_divided_set_passes_the_guard() -> None:
-    keys = [*sorted(held_out_keys())[:5], "not-held-out"]
-    training, testing = divided(Recording(key, "one", Path(key)) for key in keys)
-    guard(recording.key for recording in training)
-    assert [recording.key for recording in testing] == keys[:5]
+def test_recordings_are_divided_by_key_and_by_what_they_say() -> None:
+    key, *_ = sorted(held_out_keys())
+    said = {key: "Hold the line.", "one": "Hold the door.", "other": "Please, hold the line!"}
+    training, testing = divided(Recording(key, text, Path(key)) for key, text in said.items())
+    assert [[r.key for r in part] for part in (training, testing)] == [["one"], [key]]
 
 
 def test_other_takes_of_held_out_sentences_are_held_out_too() -> None:
@@ -54,7 +50,7 @@ def test_a_source_without_such_a_licence_is_refused(name: str) -> None:
 def test_no_sentence_contains_a_banned_transcript() -> None:
     prompts = ["please hold the line", "hold the line please", "goodbye now"]
     banned = "hold the line"
-    source = Sentences(prompts, {banned}, ["apple", "river"], seed=3)
+    source = Sentences(prompts, Ban({banned}), ["apple", "river"], seed=3)
     said = [transcript(source.draw()) for _ in range(300)]
     assert not [text for text in said if banned in text]
 
@@ -103,7 +99,8 @@ def test_the_answer_is_told_where_its_words_are_and_then_the_end() -> None:
     assert found[NEXT, 0].tolist() == [[UNKNOWN] * 2, [0, 4], [3, 6], [5, 8], [UNKNOWN] * 2]
 
 
-SAID = ["please hold", "one two", "press three", "goodbye now"]
+NOTHING = Ban(())
+SAID = ["please hold", "two one", "press three", "goodbye now"]
 SHORT = Settings(
     cycles=(10, 6),
     batch_frames=240,
@@ -122,8 +119,10 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(
             module,
             "sentences",
-            lambda work, seed, *_: Sentences(SAID, (), ["two"], seed, {"spans": 1}),
+            lambda work, seed, *_: Sentences(SAID, NOTHING, ["two"], seed, {"spans": 1}),
         )
+    for module in (batches, listening):
+        monkeypatch.setattr(module, "ban", lambda _: NOTHING)
     monkeypatch.setattr(splices, "COUNT", 5)
     generator = np.random.default_rng(11)
     for name in ("real", "joined", "voices-00", "neural-00", "alone-00", "silence", "aligned-0"):
@@ -167,6 +166,22 @@ def test_a_run_that_was_stopped_ends_where_one_in_one_piece_does(work: Path) -> 
     assert not [name for name in want if not torch.equal(want[name], found[name])]
 
 
+def test_a_run_goes_on_with_its_own_settings_only(work: Path) -> None:
+    tokenizer = train_tokenizer(SAID * 5)
+    Run(work, tokenizer, SHORT).save()
+    Run(work, tokenizer, replace(SHORT, cycles=(*SHORT.cycles, 4)))
+    with pytest.raises(ValueError, match=r"cycles: got \(10,\); this run has --cycles 10 6"):
+        Run(work, tokenizer, replace(SHORT, cycles=(10,)))
+    with pytest.raises(ValueError, match="processes: got 3; this run has 2"):
+        Run(work, tokenizer, replace(SHORT, processes=3))
+
+
+def test_a_run_that_is_not_over_has_no_twins(work: Path) -> None:
+    Run(work, train_tokenizer(SAID * 5), SHORT).save()
+    with pytest.raises(ValueError, match="is at step 0; want one that is over"):
+        compare.prepare(work, compare.BITS)
+
+
 def test_a_held_out_key_in_a_shard_is_refused(work: Path) -> None:
     path = work / "shards" / "joined.jsonl"
     lines = path.read_text().splitlines()
@@ -184,11 +199,16 @@ def test_the_twins_start_from_the_weights_behind_the_codes_and_one_stays_without
     monkeypatch.setattr(compare, "STEPS", 4)
     tokenizer = train_tokenizer(SAID * 5)
     run = Run(work, tokenizer, replace(SHORT, static_from=math.inf))
-    trained(run, 8)  # weights are quantised by then
+    trained(run, run.settings.steps)
     run.save()
     behind = compare.without_bits(run.model.model.state_dict())
+    given = compare.settings
+    monkeypatch.setattr(
+        compare, "settings", lambda *which: replace(given(*which), batch_frames=240)
+    )
     for name, parts in ((compare.FLOAT, []), (compare.BITS, [TOWER, DECODER])):
-        settings = replace(compare.settings(name), batch_frames=240)
+        settings = compare.settings(name)
+        assert settings.kinds(0) == WEIGHTS  # from the first batch on
         one = Run(compare.prepare(work, name), tokenizer, settings)
         found = compare.without_bits(one.model.model.state_dict())
         assert behind.keys() == found.keys()

@@ -15,6 +15,7 @@ pytest.importorskip("hibari")
 from train import bank
 from train.bank import RECORDED, Bank
 from train.schedule import Settings
+from train.split import Ban
 from train.texts import PUT_TOGETHER, Sentences, transcript
 
 PIECES = 6
@@ -40,7 +41,7 @@ def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bank:
         clip([1, 2, 3, 4, 5], "hibari", "hibari"),
     ]
     np.save(tmp_path / "bank-0.npy", np.concatenate([soft for soft, _ in made]).astype(np.float16))
-    told = {"clips": [line for _, line in made], "confused": [[1]] * PIECES}
+    told = {"clips": [line for _, line in made], "confused": [{1: 1.0}] * PIECES}
     (tmp_path / "bank-0.json").write_text(json.dumps(told))
     return Bank.read([tmp_path / "bank-0"])
 
@@ -78,9 +79,14 @@ def test_a_sentence_depends_on_its_seed_alone(filled: Bank) -> None:
 def test_no_text_that_is_put_together_contains_a_banned_transcript() -> None:
     prompts = ["please hold the line", "hold the line please", "goodbye now, press one"]
     words = ["hold", "the", "line"]
-    source = Sentences(prompts, {"hold the line"}, words, 3, PUT_TOGETHER)
+    source = Sentences(prompts, Ban({"hold the line"}), words, 3, PUT_TOGETHER)
     said = [transcript(source.draw()) for _ in range(500)]
     assert not [text for text in said if "hold the line" in text]
+
+
+def test_what_a_piece_is_taken_for_is_that_of_all_processes() -> None:
+    one, other = [{"7": 3.0, "8": 2.0}, {}], [{"8": 2.0, "9": 1.0}, {}]
+    assert bank.most_confused([one, other]) == [[8, 7, 9], []]
 
 
 def test_the_rate_falls_to_nothing_for_the_tower_and_for_the_decoder_in_every_cycle() -> None:

@@ -14,6 +14,7 @@ from train import splices
 from train.features import FRAMES_PER_TOKEN, MELS
 from train.scope import LONGEST, scope, within
 from train.splices import Cut, edges, spliced
+from train.split import Ban
 from train.texts import Sentences
 
 WIDTH = FRAMES_PER_TOKEN * MELS
@@ -44,7 +45,7 @@ def test_a_spliced_sentence_is_made_of_the_rows_of_its_words(
     monkeypatch.setattr(
         splices,
         "sentences",
-        lambda work, seed, *_: Sentences(texts, (), list(said), seed, {"any_words": 1}),
+        lambda work, seed, *_: Sentences(texts, Ban(()), list(said), seed, {"any_words": 1}),
     )
     cuts = []
     for text in texts:

@@ -11,6 +11,7 @@ import numpy as np
 
 from train import kokoro
 from train.sources import may_train
+from train.split import Ban
 from train.texts import ALONE, LISTED, WORDS, Sentences, transcript
 from train.voices import ALONE_SHARES, MORE_SHARES, NEURAL_SHARES, SHARES, UNSEEN_VOICE, VOICES
 
@@ -26,7 +27,7 @@ def test_a_mixture_is_of_voices_that_may_be_trained_on(shares: dict[str, float])
 
 
 def test_a_word_alone_is_one_word_and_every_listed_one_is_said() -> None:
-    source = Sentences(["dial the number, please."], (), ["apple"], 3, ALONE)
+    source = Sentences(["dial the number, please."], Ban(()), ["apple"], 3, ALONE)
     said = {transcript(source.draw()) for _ in range(5_000)}
     assert not [text for text in said if len(text.split()) != 1]
     listed = {word.lower() for name in LISTED for word in WORDS[name]}

@@ -13,8 +13,9 @@ import torch
 from train.augment import coded
 from train.frames import FLOOR, TAIL, coloured, paced, trimmed
 from train.muon import Muon, orthogonal
+from train.split import kept
 from train.tokens import ANSWER_TRANSLATED, ENGLISH, VOCABULARY, answer_ids, train_tokenizer
-from train.translations import Translations, chrf, held_out
+from train.translations import Translations, chrf
 
 SAID = ["please hold the line", "hold the line please", "the line is free"] * 9
 SPANISH = ["la línea está libre", "no cuelgue", "la línea no está libre"] * 9
@@ -40,8 +41,8 @@ def test_spanish_is_learnt_on_top_and_leaves_english_as_it_was() -> None:
 
 def test_no_held_out_sentence_is_given_for_training() -> None:
     training, testing = Translations(3), Translations(3, testing=True)
-    assert not [text for text, _ in (training.draw() for _ in range(300)) if held_out(text)]
-    assert all(held_out(text) for text, _ in (testing.draw() for _ in range(50)))
+    assert not [text for text, _ in (training.draw() for _ in range(300)) if kept(text)]
+    assert all(kept(text) for text, _ in (testing.draw() for _ in range(50)))
 
 
 def test_both_sides_of_a_pair_are_whole() -> None:

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 TOKENIZER_SEED, TOKENIZER_TEXTS = 30_000, 40_000
 
 
-def _training_shards(work: Path) -> list[Shard]:
+def _built_shards(work: Path) -> list[Shard]:
+    """Give the shards to train on, without those that a run itself makes: they bring their phones."""
     from train.corpus import TRAINING
     from train.features import Shard
+    from train.splices import KIND
 
-    paths = [p for name in TRAINING for p in sorted((work / "shards").glob(name + ".jsonl"))]
+    built = [name for name in TRAINING if not name.startswith(KIND)]
+    paths = [p for name in built for p in sorted((work / "shards").glob(name + ".jsonl"))]
     return [Shard(path) for path in paths]
 
 
@@ -56,7 +59,7 @@ def corpus(options: argparse.Namespace) -> None:
     from train.corpus import PHONES, build
 
     build(options.work, options.processes)
-    shards = _training_shards(options.work)
+    shards = _built_shards(options.work)
     phones.write(options.work / PHONES, (clip.text for shard in shards for clip in shard.clips))
     _tokenizer(options.work)
 
@@ -104,7 +107,7 @@ def card(options: argparse.Namespace) -> None:
 
 
 def every(options: argparse.Namespace) -> None:
-    """Run all stages; what is there already is not made again."""
+    """Run the stages but the card; shards and steps that are there already are not made again."""
     for stage in (corpus, fit, export, compare, evaluate):
         stage(options)
 
@@ -121,7 +124,10 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument(
             "--work", type=Path, default=Path("build/demo"), help="where everything is kept"
         )
-        added.add_argument("--processes", type=int, default=2)
+        if trains or not writes:
+            added.add_argument(
+                "--processes", type=int, default=2, choices=range(1, 65), metavar="N"
+            )
         if trains:
             added.add_argument(
                 "--cycles",

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ RECORDED = "recorded"
 OF_RECORDINGS = ("real", "joined", "spliced")
 LONGEST_UNIT, LONGEST_RUN, KEY = 40, 4, 6
 BLENDED, STRETCHED = 0.10, 0.12
-CONFUSED = 8  # pieces for which each is most often taken
+CONFUSED = 8  # pieces for which each is most often taken…
+KEPT = 64  # …and those of each process among which they are looked for
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,27 @@ def fill(model: Any, clips: TrainingClips, path: Path, rank: int, processes: int
             )
     np.fill_diagonal(confused, 0)
     confused[:, BLANK] = 0
-    often = np.argpartition(-confused, CONFUSED, axis=1)[:, :CONFUSED]
-    told = {"clips": lines, "confused": often.tolist()}
+    told = {"clips": lines, "confused": [_often(row) for row in confused]}
     path.with_suffix(".json").write_text(json.dumps(told))
     np.save(path.with_suffix(".new.npy"), np.concatenate(soft))
     path.with_suffix(".new.npy").replace(path.with_suffix(".npy"))
+
+
+def _often(row: np.ndarray) -> dict[int, float]:
+    """Give what a piece is most often taken for, and how often."""
+    places = np.argpartition(-row, KEPT)[:KEPT]
+    return {int(place): float(row[place]) for place in places if row[place] > 0}
+
+
+def most_confused(parts: Sequence[Sequence[Mapping[str, float]]]) -> list[list[int]]:
+    """Add up what the processes found, and give for each piece those for which it is most often taken; none if nobody said it."""
+    found = []
+    for rows in zip(*parts, strict=True):
+        total: Counter[int] = Counter()
+        for row in rows:
+            total.update({int(other): often for other, often in row.items()})
+        found.append([other for other, _ in total.most_common(CONFUSED)])
+    return found
 
 
 class Bank:
@@ -139,7 +157,8 @@ class Bank:
         """Read the files back that `fill` has written."""
         told = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
         soft = np.concatenate([np.load(path.with_suffix(".npy")) for path in paths])
-        return cls(soft, [clip for part in told for clip in part["clips"]], told[0]["confused"])
+        clips = [clip for part in told for clip in part["clips"]]
+        return cls(soft, clips, most_confused([part["confused"] for part in told]))
 
     def _cut(self) -> None:
         """Cut the clips into pieces of words and sort these by what follows."""
@@ -243,8 +262,9 @@ class Bank:
         parts, first, last = [self.pause(speaker, generator)], [], []
         at = len(parts[0])
         for (part, begins, ends), piece in zip(played, pieces, strict=True):
-            if generator.random() < BLENDED:
-                part = self._blended(speaker, part, self._other(piece, generator), generator)
+            if generator.random() < BLENDED and self._confused[piece]:
+                other = int(generator.choice(self._confused[piece]))
+                part = self._blended(speaker, part, other, generator)
             places = np.arange(len(part))
             if generator.random() < STRETCHED:
                 places = np.sort(np.append(places, generator.integers(len(part))))
@@ -257,10 +277,6 @@ class Bank:
         parts.append(self.pause(speaker, generator))
         soft = self._noisy(np.concatenate(parts), generator)
         return Spoken(soft, text, (np.array(first), np.array(last)))
-
-    def _other(self, piece: int, generator: np.random.Generator) -> int:
-        """Draw what a piece is taken for."""
-        return int(generator.choice(self._confused[piece]))
 
     def _blended(
         self, speaker: str, part: np.ndarray, piece: int, generator: np.random.Generator

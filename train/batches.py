@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from train.corpus import PHONES, TRAINING
+from train.corpus import PHONES, TRAINING, ban
 from train.features import FRAMES_PER_TOKEN, MELS, Clip, Shard
 from train.frames import changed
 from train.guidance import Path as Heard
 from train.phones import BLANK, Pronunciations
-from train.recordings import guard
 from train.schedule import WEIGHTS, Settings
+from train.split import guard
 from train.tokens import CONTROL, INSTRUCTION, VOCABULARY, answer_ids, prompt_ids
 
 TOKEN_SECONDS, DELAY = 0.04, 0.06
@@ -210,9 +210,11 @@ class TrainingClips:
             for pattern in TRAINING
             for path in sorted((work / "shards").glob(pattern + ".jsonl"))
         ]
+        banned = ban(work)
         for path in paths:
             shard = Shard(path)
-            guard(key for clip in shard.clips for key in clip.key.split("+"))
+            keys = (key for clip in shard.clips for key in clip.key.split("+"))
+            guard(path.stem, keys, (clip.text for clip in shard.clips), banned)
             for clip in shard.clips:
                 self._clips[_kind(path.stem, clip)].append((shard, clip))
 

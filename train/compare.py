@@ -7,7 +7,8 @@ one without bits is rounded at the end, too: that is what quantisation after tra
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,39 +46,41 @@ def without_bits(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def prepare(work: Path, name: str) -> Path:
-    """Make the work folder of a twin, unless it is there."""
+def prepare(work: Path, name: str, processes: int = 2) -> Path:
+    """Make the work folder of a twin, unless it is there and of the same state of the run."""
     folder = twin(work, name)
     (folder / "run").mkdir(parents=True, exist_ok=True)
     for shared in ("packages", "shards", "phones.json", "tokenizer.json"):
         if not (folder / shared).is_symlink():
             (folder / shared).symlink_to((work / shared).absolute())
-    if not (folder / "run" / "state.pt").exists():
-        state = torch.load(work / "run" / "state.pt", weights_only=True)
+    state = torch.load(work / "run" / "state.pt", weights_only=True)
+    if state["step"] != sum(state["settings"]["cycles"]):
+        raise ValueError(f"compare: the run is at step {state['step']}; want one that is over")
+    source, told = folder / "source", str(state["step"])
+    if not source.exists() or source.read_text() != told:
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        (folder / "run").mkdir()
         if name == FLOAT:
             state |= {"model": without_bits(state["model"]), "quantised": []}
         state |= {"optimisers": [], "step": 1, "seconds": 0.0}
+        state["settings"] = asdict(settings(name, processes))
         torch.save(state, folder / "run" / "state.pt")
+        source.write_text(told)
     return folder
 
 
 def settings(name: str, processes: int = 2) -> Settings:
     """Give the schedule of a twin: one turn of tower and decoder such as the last of the model's."""
     never = math.inf
-    later = (
-        Settings(  # the first cycle is over when a twin begins, and its mixtures of clips are, too
-            cycles=(1, STEPS), processes=processes, timed_until=0.0, spliced_from=0.0
-        )
-    )
-    if name == BITS:
-        return later
-    return replace(later, tower_from=never, quantised_from=never)
+    cycles = (1, STEPS)  # the first is over when a twin begins, and its mixtures of clips are, too
+    bits = Settings(cycles=cycles, processes=processes, timed_until=0.0, spliced_from=0.0)
+    return bits if name == BITS else replace(bits, tower_from=never, quantised_from=never)
 
 
 def train(work: Path, tokenizer: Tokenizer, processes: int) -> None:
     """Train both twins, or go on training them."""
     for name in (FLOAT, BITS):
-        fit(prepare(work, name), tokenizer, settings(name, processes))
+        fit(prepare(work, name, processes), tokenizer, settings(name, processes))
 
 
 def model(work: Path, row: str) -> Any:

@@ -10,7 +10,7 @@ Training shards
     `spliced-N`: words of the prompts in another order, made by the run itself (`splices`).
 
 Test shards
-    `held-out`: the held-out prompts; `unseen-voice`: made-up sentences by a voice that is never
+    `held-out`: the held-out prompts; `unseen-voice`: made-up sentences that no voice says for training, by one that is never
     trained on, and in `unseen-voice-disorder` words in no order; `translation`: sentences with their Spanish, by that
     voice and a known one; `librivox`: read literature, out of scope; `no-speech`: silence and noise,
     made, and from the pauses of the held-out prompts.
@@ -31,9 +31,10 @@ import soundfile
 
 from train import augment
 from train.features import write_shard
-from train.recordings import RECORDED, Recording, divided, fetch, guard, librivox, pauses, prompts
+from train.recordings import RECORDED, Recording, ban_on, divided, fetch, librivox, pauses, prompts
 from train.scope import scope, training_scope, within
 from train.sources import may_train
+from train.split import Ban
 from train.texts import ALONE, MEANT, SPOKEN, Sentences, transcript
 from train.translations import Translations
 from train.voices import (
@@ -89,10 +90,13 @@ def _generator(name: str) -> np.random.Generator:
 
 
 def training_prompts(work: Path) -> list[Recording]:
-    """List the prompts to train on; refuse them if one is held out."""
-    training, _ = divided(prompts(work))
-    guard(recording.key for recording in training)
-    return training
+    """List the prompts to train on."""
+    return divided(prompts(work))[0]
+
+
+def ban(work: Path) -> Ban:
+    """Give what no training clip may say."""
+    return ban_on(divided(prompts(work))[1])
 
 
 def _trimmed(recordings: list[Recording]) -> list[tuple[Recording, Samples]]:
@@ -116,14 +120,18 @@ def joined(work: Path) -> Spoken:
     training = training_prompts(work)
     generator = _generator("joined")
     short = [(r, samples) for r, samples in _trimmed(training) if len(samples) < 3.2 * SAMPLE_RATE]
-    for _ in range(JOINED):
+    banned, made = ban(work), 0
+    while made < JOINED:
         picked = [short[i] for i in generator.integers(0, len(short), generator.integers(2, 7))]
         while len(picked) > 2 and sum(len(samples) for _, samples in picked) > 8 * SAMPLE_RATE:
             picked.pop()
+        text = " ".join(recording.transcript for recording, _ in picked)
+        if banned.on(text):
+            continue
+        made += 1
         gap = int(generator.uniform(0, 0.15) * SAMPLE_RATE)
         samples = np.concatenate([np.pad(samples, (0, gap)) for _, samples in picked])
         samples = augment.paced(samples, generator.uniform(0.9, 1.12))
-        text = " ".join(recording.transcript for recording, _ in picked)
         yield (
             augment.degraded(samples, generator),
             text,
@@ -132,12 +140,14 @@ def joined(work: Path) -> Spoken:
         )
 
 
-def sentences(work: Path, seed: int, kinds: Mapping[str, int] = SPOKEN) -> Sentences:
-    """Make the source of synthetic texts: without the words of held-out prompts."""
-    training, testing = divided(prompts(work))
-    banned = {r.transcript for r in testing if len(r.transcript.split()) > 2}
+def sentences(
+    work: Path, seed: int, kinds: Mapping[str, int] = SPOKEN, *, testing: bool = False
+) -> Sentences:
+    """Make the source of synthetic texts, for training or of those kept for testing."""
+    training, held_out = divided(prompts(work))
     texts = [recording.text for recording in training]
-    return Sentences(texts, banned, sorted(scope(texts)), seed, kinds)
+    words = sorted(scope(texts))
+    return Sentences(texts, ban_on(held_out), words, seed, kinds, testing=testing)
 
 
 def voices(work: Path, said: Said, number: int) -> Spoken:
@@ -188,8 +198,8 @@ def recorded_silence(recordings: list[Recording], name: str, count: int) -> Spok
 
 
 def unseen_voice(work: Path, kinds: Mapping[str, int], count: int) -> Spoken:
-    """Let the voice kept for testing say phrases of the scope, from another seed."""
-    source = sentences(work, 10_000, kinds)
+    """Let the voice kept for testing say phrases of the scope that are kept for testing, too."""
+    source = sentences(work, 10_000, kinds, testing=True)
     known, made = training_scope(work), 0
     while made < count:
         text = source.draw()

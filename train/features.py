@@ -66,7 +66,9 @@ def write_frames(path: Path, clips: Iterable[tuple[Any, ...]]) -> None:
         start += len(frames)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path.with_suffix(".npy"), np.concatenate(features))
-    path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
+    written = path.with_suffix(".new")
+    written.write_text("\n".join(lines) + "\n")
+    written.replace(path.with_suffix(".jsonl"))  # which says that the shard is there
 
 
 class Shard:

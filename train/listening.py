@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from train.bank import Bank, Spoken
 from train.batches import SoftBatch, sequences
-from train.corpus import sentences
+from train.corpus import ban, sentences
 from train.texts import PUT_TOGETHER, transcript
 from train.tokens import (
     ANSWER_TRANSLATED,
@@ -56,6 +56,7 @@ class Listening:
 
     def __init__(self, work: Path, bank: Bank, tokenizer: Tokenizer, seed: int) -> None:
         self._work, self._bank, self._tokenizer, self._seed = work, bank, tokenizer, seed
+        self._ban = ban(work)
 
     def _draw(self, source: Iterator[str], generator: np.random.Generator) -> Spoken:
         kind = str(generator.choice(list(KINDS), p=list(KINDS.values())))
@@ -92,6 +93,8 @@ class Listening:
         """Put together a sentence of which the translation is known, and ask for both or for it alone."""
         while True:
             english, spanish = source.draw()
+            if self._ban.on(english):
+                continue
             pieces = answer_ids(self._tokenizer, english)
             made = self._bank.spoken(english, pieces, generator)
             if made is None:

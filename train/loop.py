@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -157,12 +158,14 @@ class Run:
             "static": rounds_activations(self.model),
             "seconds": self.seconds,
             "step": self.step,
+            "settings": asdict(self.settings),
         }
         torch.save(state, self.folder / "state.new")
         (self.folder / "state.new").replace(self.folder / name)
 
     def _load(self) -> None:
         state = torch.load(self.folder / "state.pt", weights_only=True)
+        self.settings.check_goes_on(state["settings"])
         for part in state["quantised"] or ():
             self._quantize(part)
         if state["static"]:

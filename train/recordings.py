@@ -2,7 +2,7 @@
 
 The recordings are downloaded with apt, unpacked into the work folder and never committed. Which
 prompts are held out is decided by a hash of their key and written to `heldout.txt`, which is
-committed; `guard` refuses a training set that contains one of them.
+committed (`split`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from train.split import Ban, held_out_keys
 from train.texts import transcript
 from train.voices import Samples, read
 
-HELD_OUT = Path(__file__).with_name("heldout.txt")
 HELD_OUT_SHARE = 5  # one key in five
 QUIET_DECIBELS, QUIET_FRAME, QUIET_FRAMES, QUIET_EDGE = -45.0, 160, 25, 5
 RECORDED = ("asterisk-core-sounds-en", "asterisk-core-sounds-en-g722")
@@ -82,11 +82,13 @@ def fetch(work: Path) -> None:
     """Download and unpack the packages into `work/packages`."""
     folder = work / "packages"
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / TRANSCRIPTS).exists() and (folder / LIBRIVOX).exists():
+    unpacked = folder / "unpacked"  # written last: a run may be stopped between two packages
+    if unpacked.exists():
         return
     subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)
     for package in folder.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", str(package), str(folder)], check=True)
+    unpacked.touch()
 
 
 def prompts(work: Path) -> list[Recording]:
@@ -132,22 +134,20 @@ def chosen_keys(recordings: Iterable[Recording]) -> set[str]:
     }
 
 
-def held_out_keys() -> set[str]:
-    """Read the committed list of held-out keys."""
-    return set(HELD_OUT.read_text().split())
-
-
 def divided(recordings: Iterable[Recording]) -> tuple[list[Recording], list[Recording]]:
-    """Divide recordings into those to train on and those held out, by the committed list."""
+    """Divide recordings into those to train on and those held out, by the committed list.
+
+    A recording that says all of one that is held out, and something before or after it, is in neither.
+    """
     keys = held_out_keys()
     training: list[Recording] = []
     testing: list[Recording] = []
     for recording in recordings:
         (testing if recording.key in keys else training).append(recording)
-    return training, testing
+    ban = ban_on(testing)
+    return [r for r in training if not ban.on(r.transcript)], testing
 
 
-def guard(keys: Iterable[str]) -> None:
-    """Refuse to train on a held-out recording."""
-    if leaked := held_out_keys() & set(keys):
-        raise ValueError(f"held-out recordings in a training set: {sorted(leaked)}")
+def ban_on(testing: Iterable[Recording]) -> Ban:
+    """Give what no training clip may say, for the recordings that are held out."""
+    return Ban({recording.transcript for recording in testing})

@@ -9,8 +9,10 @@ another turn, with their bits and at half the rate.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from itertools import accumulate
+from typing import Any
 
 UNSPLICED = {
     "real": 0.18,
@@ -39,6 +41,9 @@ ALIGNED = {"aligned": 0.95, "silence": 0.05}
 """The same, while the tower learns phones from their times."""
 
 
+MAY_CHANGE = ("cycles", "save_minutes", "evaluate_steps")
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a run is told."""
@@ -64,6 +69,26 @@ class Settings:
     save_minutes: float = 2.0
     evaluate_steps: int = 1_000
     processes: int = 2
+
+    def check_goes_on(self, before: Mapping[str, Any]) -> None:
+        """Refuse to go on with a run that had other settings, but for further cycles.
+
+        Parameters
+        ----------
+        before : mapping
+            Those of the run, by name.
+
+        Raises
+        ------
+        ValueError
+        """
+        begun = tuple(before["cycles"])
+        if self.cycles[: len(begun)] != begun:
+            told = " ".join(map(str, begun))
+            raise ValueError(f"cycles: got {self.cycles}; this run has --cycles {told}")
+        for name, value in asdict(self).items():
+            if name not in MAY_CHANGE and value != before[name]:
+                raise ValueError(f"{name}: got {value}; this run has {before[name]}")
 
     @property
     def steps(self) -> int:

