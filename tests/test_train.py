@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from train import batches, compare, listening, phones, splices
 from train.features import MELS, Clip
 from train.guidance import NEXT, UNKNOWN, best_path, windows
-from train.loop import DECODER, TOWER, Run, quantized_parts
+from train.loop import DECODER, TOWER, Run, fit, quantized_parts
 from train.recordings import Recording, chosen_keys, divided
 from train.schedule import WEIGHTS, Settings
 from train.sources import may_train
@@ -169,11 +169,11 @@ def test_a_run_that_was_stopped_ends_where_one_in_one_piece_does(work: Path) -> 
 def test_a_run_goes_on_with_its_own_settings_only(work: Path) -> None:
     tokenizer = train_tokenizer(SAID * 5)
     Run(work, tokenizer, SHORT).save()
-    Run(work, tokenizer, replace(SHORT, cycles=(*SHORT.cycles, 4)))
+    replace(SHORT, cycles=(*SHORT.cycles, 4)).check_goes_on(asdict(SHORT))
     with pytest.raises(ValueError, match=r"cycles: got \(10,\); this run has --cycles 10 6"):
-        Run(work, tokenizer, replace(SHORT, cycles=(10,)))
+        fit(work, tokenizer, replace(SHORT, cycles=(10,)))
     with pytest.raises(ValueError, match="processes: got 3; this run has 2"):
-        Run(work, tokenizer, replace(SHORT, processes=3))
+        fit(work, tokenizer, replace(SHORT, processes=3))
 
 
 def test_a_run_that_is_not_over_has_no_twins(work: Path) -> None:

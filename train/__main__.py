@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from train.schedule import Settings
+from train.schedule import OtherRunError, Settings
 
 if TYPE_CHECKING:
     from train.features import Shard
@@ -103,7 +103,7 @@ def card(options: argparse.Namespace) -> None:
     """Print the model card: `card.md` with what `evaluate` found and the run's log says."""
     from train.card import card
 
-    print(card(options.work, options.checkpoint))
+    print(card(options.work, options.checkpoint, options.engine))
 
 
 def every(options: argparse.Namespace) -> None:
@@ -119,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
 
     def stage(
         name: str, run: Callable[[argparse.Namespace], None], *, trains: bool, writes: bool
-    ) -> None:
+    ) -> argparse.ArgumentParser:
         added = stages.add_parser(name, help=run.__doc__, description=run.__doc__)
         added.add_argument(
             "--work", type=Path, default=Path("build/demo"), help="where everything is kept"
@@ -139,13 +139,18 @@ def parser() -> argparse.ArgumentParser:
         if writes:
             added.add_argument("--checkpoint", type=Path, required=True, help="its folder")
         added.set_defaults(run=run)
+        return added
 
     stage("corpus", corpus, trains=False, writes=False)
     stage("fit", fit, trains=True, writes=False)
     stage("compare", compare, trains=False, writes=False)
     stage("export", export, trains=False, writes=True)
     stage("evaluate", evaluate, trains=False, writes=True)
-    stage("card", card, trains=False, writes=True)
+    stage("card", card, trains=False, writes=True).add_argument(
+        "--engine",
+        default="not measured",
+        help="its word error rates on the held-out prompts, in words",
+    )
     stage("all", every, trains=True, writes=True)
     return made
 
@@ -155,7 +160,7 @@ def main() -> None:
     options = parser().parse_args()
     try:
         options.run(options)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, OtherRunError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

@@ -19,7 +19,7 @@ SETS = {
     "held-out": "real prompts held out (the trained speaker, unseen recordings)",
     "held-out, in scope": "of these, in scope",
     "held-out, out of scope": "of these, out of scope: words alone, other words, more than ten seconds",
-    "unseen-voice": "made-up phrases in scope, of the tables trained on, by a synthetic voice never trained on",
+    "unseen-voice": "made-up phrases in scope, kept for testing, by a synthetic voice never trained on",
     "unseen-voice-disorder": "words in no order, the same voice",
     "translation": "sentences with a translation, that voice and a known one by turns",
     "librivox": "read literature (out of scope)",
@@ -45,8 +45,18 @@ def _table(rows: Iterable[Iterable[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
-def card(work: Path, checkpoint: Path) -> str:
-    """Write the card from `eval.json` of a checkpoint and the log of the run."""
+def _cost(precisions: dict[str, Any], *sets: str) -> str:
+    """Write by how many points of the error rate the bits are worse than none."""
+    rates = []
+    for row in ("trained with its bits", "float"):
+        measured = [precisions[row][name] for name in sets]
+        errors, words = (sum(one[count] for one in measured) for count in ("errors", "words"))
+        rates.append(errors / words)
+    return f"{100 * (rates[0] - rates[1]):.1f}"
+
+
+def card(work: Path, checkpoint: Path, engine: str) -> str:
+    """Write the card from `eval.json` of a checkpoint, the log of the run and what the runtime's engine was measured to do."""
     found = json.loads((checkpoint / "eval.json").read_text())
     sets, lines = found["sets"], found["transcripts"]
     log = [json.loads(line) for line in (work / "run" / "log.jsonl").read_text().splitlines()]
@@ -82,6 +92,10 @@ def card(work: Path, checkpoint: Path) -> str:
         examples=_table(
             [line[field] for field in said] for line in drawn.sample(several, EXAMPLES)
         ),
+        engine=engine,
+        bits_both=_cost(found["by precision"], "held-out", "unseen-voice"),
+        bits_held=_cost(found["by precision"], "held-out"),
+        word=f"{100 / sets['held-out, in scope']['words']:.1f}",
         precisions=_table(
             (row, *(_rate(s) for s in measured.values()), _rate(*measured.values()))
             for row, measured in found["by precision"].items()

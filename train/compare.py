@@ -19,7 +19,7 @@ from quant.qat.weights import quantize
 from train.bits import PLAN
 from train.loop import DECODER, TOWER, fit
 from train.saved import saved_model
-from train.schedule import Settings
+from train.schedule import OtherRunError, Settings
 
 STEPS = 800
 FLOAT, BITS = "float", "bits"
@@ -55,7 +55,7 @@ def prepare(work: Path, name: str, processes: int = 2) -> Path:
             (folder / shared).symlink_to((work / shared).absolute())
     state = torch.load(work / "run" / "state.pt", weights_only=True)
     if state["step"] != sum(state["settings"]["cycles"]):
-        raise ValueError(f"compare: the run is at step {state['step']}; want one that is over")
+        raise OtherRunError(f"compare: the run is at step {state['step']}; want one that is over")
     source, told = folder / "source", str(state["step"])
     if not source.exists() or source.read_text() != told:
         shutil.rmtree(folder / "run", ignore_errors=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -31,6 +31,7 @@ from train.bits import PLAN
 from train.children import end_with_parent
 from train.evaluate import error_rate, heard, transcribe
 from train.features import Shard
+from train.gradients import averaged
 from train.guidance import Guide
 from train.lean import speed_up
 from train.listening import Listening
@@ -46,20 +47,6 @@ def quantized_parts(model: Any) -> list[str]:
     """List the parts of a model that are quantized."""
     parts = {TOWER: model.model.audio_tower, DECODER: model.model.language_model}
     return [name for name, part in parts.items() if is_quantized(part)]
-
-
-def averaged(parameters: Sequence[nn.Parameter], values: list[float]) -> list[float]:
-    """Average gradients over the processes, and some values on the way."""
-    if not distributed.is_initialized():
-        return values
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor(values)])
-    distributed.all_reduce(flat)
-    flat /= distributed.get_world_size()
-    *parts, means = flat.split([*(gradient.numel() for gradient in gradients), len(values)])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
-    return [float(mean) for mean in means]
 
 
 class Run:
@@ -165,7 +152,6 @@ class Run:
 
     def _load(self) -> None:
         state = torch.load(self.folder / "state.pt", weights_only=True)
-        self.settings.check_goes_on(state["settings"])
         for part in state["quantised"] or ():
             self._quantize(part)
         if state["static"]:
@@ -206,7 +192,7 @@ class Run:
     def _splice(self) -> None:
         """Cut the recordings into words and put these in other orders, unless that is done."""
         splices.write(self.work, self.model, self.ctc_head, self.clips, self.rank)
-        self._meet()  # every process, whatever of its own is there already: no other may wait in vain
+        self._meet()
         self.clips = TrainingClips(self.work, self.tokenizer, self.settings)
         self.log(hours=self.clips.hours, cycles=self.settings.cycles)
         self._started = time.monotonic()
@@ -220,12 +206,12 @@ class Run:
         if not own.with_suffix(".npy").exists():
             self.save(f"tower-{cycle}.pt")  # the token table changes from now on
             fill(self.model, self.clips, own, self.rank, processes)
-        self._meet()  # every process, whatever of its own is there already: no other may wait in vain
+        self._meet()
         self._started = time.monotonic()
         return Listening(self.work, Bank.read(shares), self.tokenizer, self.settings.seed)
 
     def _meet(self) -> None:
-        """Wait for the other processes."""
+        """Wait for the other processes; all of them do, whatever of their own is there, or one would wait in vain."""
         if distributed.is_initialized():
             distributed.barrier()
 
@@ -327,7 +313,7 @@ class Run:
                 self.evaluate()
                 self._started = time.monotonic()
             if self._done:
-                break
+                return
 
 
 def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
@@ -345,8 +331,11 @@ def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
 
 
 def fit(work: Path, tokenizer: Tokenizer, settings: Settings) -> None:
-    """Train in several processes until the steps are done."""
-    (work / "run").mkdir(parents=True, exist_ok=True)
-    (work / "run" / "meeting").unlink(missing_ok=True)  # where the processes find each other
+    """Train in several processes until the steps are done; raise OtherRunError if the run has other settings."""
+    folder = work / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "state.pt").exists():
+        settings.check_goes_on(torch.load(folder / "state.pt", weights_only=True)["settings"])
+    (folder / "meeting").unlink(missing_ok=True)  # where the processes find each other
     arguments = (work, tokenizer.to_str(), settings)
     multiprocessing.spawn(_worker, arguments, nprocs=settings.processes)

@@ -41,6 +41,10 @@ ALIGNED = {"aligned": 0.95, "silence": 0.05}
 """The same, while the tower learns phones from their times."""
 
 
+class OtherRunError(ValueError):
+    """A run is not the one that is wanted."""
+
+
 MAY_CHANGE = ("cycles", "save_minutes", "evaluate_steps")
 
 
@@ -80,15 +84,15 @@ class Settings:
 
         Raises
         ------
-        ValueError
+        OtherRunError
         """
         begun = tuple(before["cycles"])
         if self.cycles[: len(begun)] != begun:
             told = " ".join(map(str, begun))
-            raise ValueError(f"cycles: got {self.cycles}; this run has --cycles {told}")
+            raise OtherRunError(f"cycles: got {self.cycles}; this run has --cycles {told}")
         for name, value in asdict(self).items():
             if name not in MAY_CHANGE and value != before[name]:
-                raise ValueError(f"{name}: got {value}; this run has {before[name]}")
+                raise OtherRunError(f"{name}: got {value}; this run has {before[name]}")
 
     @property
     def steps(self) -> int:
