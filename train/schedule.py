@@ -2,8 +2,8 @@
 
 The tower learns phones of known time, then phones and words by CTC; as soon as it can tell where the words of the recordings are, it
 hears these in other orders, too; then it is quantised and finished while the rate falls; the decoder learns from its soft tokens; at the
-end the decoder is quantised, while the rate falls again. A finished run can be made longer by another cycle, in which both take
-another turn, with their bits and at half the rate.
+end the decoder is quantised, while the rate falls again. In a second cycle both take another turn, with their bits and at half the rate; a finished
+run can be made longer by more of these.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MAY_CHANGE = ("cycles", "save_minutes", "evaluate_steps")
 class Settings:
     """What a run is told."""
 
-    cycles: tuple[int, ...] = (14_000,)  # steps of each
+    cycles: tuple[int, ...] = (14_000, 7_000)  # steps of each
     # Shares of a cycle's steps; what begins in the first cycle goes on in those after it:
     timed_until: float = 0.02  # until when only phones of known time are learnt
     spliced_from: float = 0.12  # when the recordings are cut into words and put in other orders
