@@ -22,7 +22,7 @@ from edgegemma.engine.weights import CODE_BITS, FLOATS, Weights
 from edgegemma.errors import InputError, UnsupportedError
 from edgegemma.kernels import decoder
 from edgegemma.kernels.gather import gather_rows
-from edgegemma.kernels.rotary import rotary_table
+from edgegemma.kernels.rotary import prepare_rotary_table
 from edgegemma.package import Package
 
 
@@ -96,12 +96,12 @@ def _rotary_table(package: Package, graph: Graph, node: Node) -> Call:
     w = Weights(package, graph, node)
     steps = w.vector("inv_freq", *w.shape("inv_freq", 1))
 
-    def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
+    def prepare(values: Sequence[Any], state: Any) -> tuple[Sequence[Any], Work]:
         del state
-        cos, sin = rotary_table(rows(node.name, values[0], dtype=np.int64), steps)
-        return [cos[None], sin[None]]
+        y, work = prepare_rotary_table(view(node.name, values[0], dtype=np.int64), steps)
+        return [y[:1], y[1:]], work
 
-    return Call(node, w.given("position_ids"), run, reads=w.reads)
+    return Call(node, w.given("position_ids"), at_once(prepare), prepare, reads=w.reads)
 
 
 def _per_layer_inputs(package: Package, graph: Graph, node: Node) -> Call:

@@ -14,6 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgegemma.engine.cache import KVCache
 from edgegemma.engine.graph import Graph, Node
@@ -205,7 +206,7 @@ class _InARow:
         first, end = self._layers[0], 2 + 2 * len(self._halves)
         x = view(first.where, values[0], first.hidden)
         count = len(x)
-        position = _position(first.where, values[1], count, chunk, first.own)
+        positions = _positions(first.where, values[1], count, chunk, first.own)
         cos, sin = (
             [
                 view(first.where, value, half, count=count)
@@ -214,7 +215,7 @@ class _InARow:
             for start in (2, 3)
         )
         ple = self._per_layer(values[end:], count)
-        y, work = prepare_layers(x, ple, cos, sin, position, self._stack(chunk.cache))
+        y, work = prepare_layers(x, ple, cos, sin, positions, self._stack(chunk.cache))
         present = (None,) * (2 * len(self._layers)) if first.own else ()
         return (y[None], *present), work
 
@@ -253,7 +254,7 @@ def _run_plain(
     x = rows(layer.where, values[0], layer.hidden)
     _, *tables, positions = values
     cos, sin = (rows(layer.where, table, layer.half, count=len(x)) for table in tables)
-    position = _position(layer.where, positions, len(x), chunk, layer.own)
+    position = int(_positions(layer.where, positions, len(x), chunk, layer.own)[0])
     y, used = decoder_layer_plain(
         x, cos, sin, position, chunk.cache.slot(layer.slot), layer.weights
     )
@@ -282,10 +283,10 @@ def _slot(w: Weights, package: Package, sizes: dict[str, Any], own: bool) -> int
     return index
 
 
-def _position(where: str, value: Any, count: int, chunk: Chunk, own: bool) -> int:
-    """Give the position of the first row, after the graph's positions agree with the cache."""
-    positions = rows(where, value, dtype=np.int64, count=count)
+def _positions(where: str, value: Any, count: int, chunk: Chunk, own: bool) -> NDArray[np.int64]:
+    """Give the graph's positions, as they lie in memory, if they agree with the cache."""
+    positions = view(where, value, dtype=np.int64, count=count)
     first = chunk.start if own else chunk.stop - count
     if count < 1 or first < chunk.start or positions.tolist() != list(range(first, chunk.stop)):
         raise PackageError(f"{where}: got other positions than the {count} before {chunk.stop}")
-    return first
+    return positions

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from edgegemma.engine.graph import Graph
 from edgegemma.engine.graphs import AUDIO, DECODER, EMBED
 from edgegemma.engine.layers import OWNERS, Chunk
 from edgegemma.engine.model import CHUNK, F32, FRAMES, I64, AudioState, Cache, Model
+from edgegemma.engine.repeat import CHANGING, Token, repeats
 from edgegemma.engine.values import exact, rows
 from edgegemma.errors import InputError, PackageError
 from edgegemma.kernels import threads as pool
@@ -66,6 +68,7 @@ class EngineModel(Model):
         # Layers get keys and values by the state; whatever else asks for them is told that it gets none.
         self._absent: dict[str, Any] = dict.fromkeys(loaded[DECODER].inputs)
         _check_present(loaded[DECODER], self._present)
+        self._tokens: WeakKeyDictionary[KVCache, Token] = WeakKeyDictionary()
 
     @property
     def decoder_graph(self) -> Graph:
@@ -129,6 +132,8 @@ class EngineModel(Model):
             raise InputError("forward: got the cache of another executor; want this model's")
         start, count = cache.length, len(embeds)
         cache.reserve(count)
+        if count == keep == 1 and self._repeats and DECODER not in self.passing:
+            return self._again(embeds, per_layer, cache)
         feeds = self._absent | {
             "inputs_embeds": embeds[None],
             "per_layer_inputs": per_layer[None],
@@ -144,6 +149,24 @@ class EngineModel(Model):
         if not keep:
             return np.empty((0, vocabulary), np.float32)
         return rows(DECODER, results[0], vocabulary, count=keep)
+
+    @cached_property
+    def _repeats(self) -> bool:
+        return repeats(self.decoder_plan(logits=True), CHANGING)
+
+    def _again(self, embeds: F32, per_layer: F32, cache: KVCache) -> F32:
+        """Do `_step` for a token, as for the one before of this text."""
+        chunk = Chunk(cache, cache.length, cache.length + 1)
+        steps = self.decoder_plan(logits=True)
+        pool.use(self.threads)
+        with pool.lock, np.errstate(all="ignore"):
+            token = self._tokens.get(cache)
+            if token is None:
+                token = self._tokens[cache] = Token(steps, self._absent, embeds, per_layer, chunk)
+            logits = token.run(embeds, per_layer, chunk)
+        self.counters.read_bytes.update(steps.reads)
+        cache.advance(1)
+        return rows(DECODER, logits, self.config.text.vocab_size, count=1)
 
     def _encode(self, features: F32, mask: F32, state: AudioState) -> F32:
         feeds = {

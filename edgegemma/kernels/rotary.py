@@ -9,6 +9,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
+from edgegemma.kernels.prepared import Prepared
 
 F32 = NDArray[np.float32]
 
@@ -25,16 +26,20 @@ def rotary_table(positions: NDArray[np.int64], inv_freq: F32) -> tuple[F32, F32]
     -------
     cos, sin : float32 [S, D/2]. The angle is rounded to float32, its cosine is exact to the last bit.
     """
+    cos, sin = prepare_rotary_table(positions, inv_freq).now()
+    return cos, sin
+
+
+def prepare_rotary_table(positions: NDArray[np.int64], inv_freq: F32) -> Prepared:
+    """Check what `rotary_table` takes, not what is in it. The output is float32 [2, S, D/2]: cosines, then sines."""
     if positions.ndim != 1 or positions.dtype != np.int64:
         raise InputError(f"rotary_table: got {positions.dtype} {positions.shape}; want int64 (S,)")
     if inv_freq.ndim != 1 or inv_freq.dtype != np.float32:
         raise InputError(
             f"rotary_table: got {inv_freq.dtype} {inv_freq.shape}; want float32 (D/2,)"
         )
-    cos = np.empty((positions.size, inv_freq.size), np.float32)
-    sin = np.empty_like(cos)
-    _rotary_table(np.ascontiguousarray(positions), inv_freq, cos, sin)
-    return cos, sin
+    y = np.empty((2, positions.size, inv_freq.size), np.float32)
+    return Prepared(y, lambda: _rotary_table(np.ascontiguousarray(positions), inv_freq, y[0], y[1]))
 
 
 def rotate(x: F32, cos: F32, sin: F32) -> F32:

@@ -30,6 +30,7 @@ from edgegemma.kernels.norms import _copy
 from edgegemma.kernels.prepared import Prepared
 
 F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
 _NO_END = 1 << 62
 
 
@@ -159,15 +160,17 @@ def decoder_layers(
     -------
     float32 [S, H]
     """
-    return prepare_layers(x, [ple], cos, sin, position, stack).now()
+    positions = np.arange(position, position + len(x))
+    return prepare_layers(x, [ple], cos, sin, positions, stack).now()
 
 
 def prepare_layers(
-    x: F32, ple: Sequence[F32], cos: Sequence[F32], sin: Sequence[F32], position: int, stack: Stack
+    x: F32, ple: Sequence[F32], cos: Sequence[F32], sin: Sequence[F32], positions: I64, stack: Stack
 ) -> Prepared:
     """Check what layers take, not what is in it; see `decoder_layers`.
 
-    ``ple`` has the per-layer inputs in parts of float32 [S, n, P], side by side.
+    ``ple`` has the per-layer inputs in parts of float32 [S, n, P], side by side. ``positions``, int64 [S], follow each other; the first is
+    read when the layers run.
     """
     count, layers = len(x), len(stack.layers)
     _check("x", x, (count, stack.hidden))
@@ -178,14 +181,18 @@ def prepare_layers(
     for given in (cos, sin):
         for table, half in zip(given, stack.halves, strict=True):
             _check("cos or sin", table, (count, half))
-    stack.check_room(position, count)
+    if positions.shape != (count,) or positions.dtype != np.int64:
+        raise InputError(f"decoder layer: got positions {positions.dtype} {positions.shape}")
+    stack.check_room(int(positions[0]), count)
     y = np.empty((count, stack.hidden), np.float32)
-    return Prepared(y, partial(_run, x, ple, (*cos, *sin), position, stack, y))
+    return Prepared(y, partial(_run, x, ple, (*cos, *sin), positions, stack, y))
 
 
 def _run(
-    x: F32, ple: Sequence[F32], tables: Sequence[F32], position: int, stack: Stack, y: F32
+    x: F32, ple: Sequence[F32], tables: Sequence[F32], positions: I64, stack: Stack, y: F32
 ) -> None:
+    position = int(positions[0])
+    stack.check_room(position, len(x))  # it may run again, further on
     np.copyto(y, x)
     whole = np.ascontiguousarray(ple[0]) if len(ple) == 1 else np.concatenate(ple, axis=1)
     flat = np.concatenate(tables, axis=None)
