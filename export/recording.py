@@ -39,6 +39,7 @@ class Recorder(EngineModel):
     def __init__(self, package: Package, threads: int) -> None:
         super().__init__(package, threads, "float32")
         self.seen: dict[str, dict[str, Seen]] = {}
+        self._repeats = False  # a single token is looked at, too
 
     def graph(self, name: str) -> Graph:
         """Give a graph of the package."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from numpy.typing import NDArray
 from edgegemma.engine import abi, plan
 from edgegemma.engine.cache import KVCache
 from edgegemma.engine.graph import Graph, Node
+from edgegemma.engine.graphs import DECODER
 from edgegemma.engine.model import open_model
 from edgegemma.engine.repeat import Repeat, repeats
 from edgegemma.engine.session import EngineModel
+from edgegemma.package import Package
+from export.recording import Recorder
 from tests import packages
 from tests.fake_source import CONFIG, Kind
 
@@ -41,7 +45,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def once(model: EngineModel) -> EngineModel:
     """The same, which prepares its plan for every token."""
     other = opened(model.package.path)
-    other.__dict__["_repeats"] = False
+    other._repeats = False
     return other
 
 
@@ -88,6 +92,38 @@ def test_logits_stay_as_they_are(model: EngineModel) -> None:
     before = first.copy()
     token(model, cache, 1)
     np.testing.assert_array_equal(first, before)
+
+
+def test_another_plan_is_not_taken_for_the_one_before(model: EngineModel) -> None:
+    cache, ran = model.new_cache(8), list[str]()
+    token(model, cache, 0)
+    steps = model.decoder_plan(logits=True)
+    *first, last = steps.stretches
+
+    def prepare(values: Sequence[Any], state: Any) -> tuple[Sequence[Any], plan.Work]:
+        assert last.call.prepare
+        ran.append(last.call.node.name)
+        return last.call.prepare(values, state)
+
+    noted = replace(last, call=replace(last.call, prepare=prepare))
+    plans = model._programs[DECODER]._plans
+    kept = dict(plans)
+    plans.update({key: replace(steps, stretches=(*first, noted)) for key in plans})
+    try:
+        token(model, cache, 1)
+    finally:
+        plans.update(kept)
+    assert ran == ["lm_head"]
+
+
+def test_a_recorder_sees_single_tokens(model: EngineModel) -> None:
+    recorder = Recorder(Package.open(model.package.path), 1)
+    cache = recorder.new_cache(8)
+    for n in range(2):
+        token(recorder, cache, n)
+    assert [len(entry.outputs) for entry in recorder.seen[DECODER].values()] == [2] * len(
+        recorder.seen[DECODER]
+    )
 
 
 def test_a_text_that_is_gone_leaves_nothing(model: EngineModel) -> None:

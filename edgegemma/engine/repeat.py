@@ -88,11 +88,16 @@ class Token:
         Of the first token, or others of this shape.
     chunk : object
         Where the text is; see `Repeat`.
+
+    Attributes
+    ----------
+    plan : Plan
     """
 
     def __init__(
         self, plan: Plan, absent: Mapping[str, Any], embeds: F32, per_layer: F32, chunk: Chunk
     ) -> None:
+        self.plan = plan
         self._embeds, self._per_layer = np.empty_like(embeds), np.empty_like(per_layer)
         self._position = np.array([[chunk.start]])
         feeds = {

@@ -161,7 +161,7 @@ class EngineModel(Model):
         pool.use(self.threads)
         with pool.lock, np.errstate(all="ignore"):
             token = self._tokens.get(cache)
-            if token is None:
+            if token is None or token.plan is not steps:
                 token = self._tokens[cache] = Token(steps, self._absent, embeds, per_layer, chunk)
             logits = token.run(embeds, per_layer, chunk)
         self.counters.read_bytes.update(steps.reads)
