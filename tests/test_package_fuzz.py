@@ -72,6 +72,8 @@ def attempt(folder: Path) -> None:
     cache = opened.new_cache(32)
     for keep in (0, 1):
         opened.forward(*opened.embed(np.array([1, 2, 3])), cache, keep)
+    for _ in range(2):  # a token is prepared once, then repeated
+        opened.forward(*opened.embed(np.array([4])), cache)
     cache.truncate(1)
     features = np.ones((8, 128), np.float32)
     opened.encode_audio(features, features[:, 0], opened.new_audio_state())
