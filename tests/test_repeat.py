@@ -167,12 +167,8 @@ def test_a_plan_is_run_again_on_what_its_inputs_hold_now() -> None:
         call("half", "tail", lambda v: v / 2, "prepared"),
         call("more", "half", lambda v: v + 1, "prepared"),
     )
-    x = np.array([0.0, 2.0])
-    repeat = Repeat(steps, {"x": x}, None)
-    found = []
-    for value in (2.0, 6.0):
-        x[1] = value
-        found.append(repeat.run(None))
+    repeat = Repeat(steps, {"x": np.array([0.0, 2.0])}, ["x"], None)
+    found = [repeat.run({"x": np.array([0.0, value])}, None) for value in (2.0, 6.0)]
     assert [each.tolist() for each in found] == [[2.0], [4.0]]
 
 

@@ -206,7 +206,7 @@ class _InARow:
         first, end = self._layers[0], 2 + 2 * len(self._halves)
         x = view(first.where, values[0], first.hidden)
         count = len(x)
-        positions = _positions(first.where, values[1], count, chunk, first.own)
+        position = _position(first.where, values[1], count, chunk, first.own)
         cos, sin = (
             [
                 view(first.where, value, half, count=count)
@@ -215,7 +215,7 @@ class _InARow:
             for start in (2, 3)
         )
         ple = self._per_layer(values[end:], count)
-        y, work = prepare_layers(x, ple, cos, sin, positions, self._stack(chunk.cache))
+        y, work = prepare_layers(x, ple, cos, sin, position, self._stack(chunk.cache))
         present = (None,) * (2 * len(self._layers)) if first.own else ()
         return (y[None], *present), work
 
@@ -254,7 +254,7 @@ def _run_plain(
     x = rows(layer.where, values[0], layer.hidden)
     _, *tables, positions = values
     cos, sin = (rows(layer.where, table, layer.half, count=len(x)) for table in tables)
-    position = int(_positions(layer.where, positions, len(x), chunk, layer.own)[0])
+    position = int(_position(layer.where, positions, len(x), chunk, layer.own)[0])
     y, used = decoder_layer_plain(
         x, cos, sin, position, chunk.cache.slot(layer.slot), layer.weights
     )
@@ -283,10 +283,10 @@ def _slot(w: Weights, package: Package, sizes: dict[str, Any], own: bool) -> int
     return index
 
 
-def _positions(where: str, value: Any, count: int, chunk: Chunk, own: bool) -> NDArray[np.int64]:
-    """Give the graph's positions, as they lie in memory, if they agree with the cache."""
+def _position(where: str, value: Any, count: int, chunk: Chunk, own: bool) -> NDArray[np.int64]:
+    """Give the position of the first row, [1], as it lies in memory, after the graph's positions agree with the cache."""
     positions = view(where, value, dtype=np.int64, count=count)
     first = chunk.start if own else chunk.stop - count
     if count < 1 or first < chunk.start or positions.tolist() != list(range(first, chunk.stop)):
         raise PackageError(f"{where}: got other positions than the {count} before {chunk.stop}")
-    return positions
+    return positions[:1]

@@ -85,6 +85,10 @@ class Call:
     part: Any = None
     join: Callable[[Sequence[Any], Mapping[str, Piece]], Joined] | None = None
 
+    def given(self, values: Mapping[str, Any]) -> list[Any]:
+        """Give its inputs among some values."""
+        return [values[name] if name else None for name in self.inputs]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -133,7 +137,7 @@ class Plan:
         values, waiting = dict(feeds), list[Work]()
         for step in self.steps if after else self.stretches:
             call = step.call
-            given = [values[name] if name else None for name in call.inputs]
+            given = call.given(values)
             if call.prepare and not after:
                 results, work = call.prepare(given, state)
                 waiting.append(work)

@@ -10,14 +10,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgegemma.engine.layers import Chunk
 from edgegemma.engine.plan import Plan, Work
-
-F32 = NDArray[np.float32]
-CHANGING = ("inputs_embeds", "per_layer_inputs", "position_ids")
-"""Inputs of a decoder that are other ones for each token."""
 
 
 def repeats(plan: Plan, changing: Collection[str]) -> bool:
@@ -38,56 +32,17 @@ def repeats(plan: Plan, changing: Collection[str]) -> bool:
 
 
 class Repeat:
-    """A plan that `repeats`, with its inputs.
+    """A plan that `repeats`, laid out once.
 
     Parameters
     ----------
     plan : Plan
     feeds : mapping
-        Its inputs by name. Those that change are arrays that are written to before each run.
+        Its inputs by name.
+    changing : collection of str
+        Those that are others in each run: arrays, each of one shape and type.
     state : object
         Handed to every call, now. It is not kept.
-    """
-
-    def __init__(self, plan: Plan, feeds: Mapping[str, Any], state: Any) -> None:
-        values = dict(feeds)
-        self._works = list[Work]()
-        *steps, last = (step.call for step in plan.stretches)
-        for call in steps:
-            given = [values[name] if name else None for name in call.inputs]
-            if call.prepare:
-                results, work = call.prepare(given, state)
-                self._works.append(work)
-            else:
-                results = call.run(given, state)
-            values.update(zip(call.node.outputs, results, strict=True))
-        self._last = last
-        self._given = [values[name] if name else None for name in last.inputs]
-        self._place = last.node.outputs.index(plan.outputs[0])
-
-    def run(self, state: Any) -> Any:
-        """Run once more, and give the plan's first output: an array of its own each time."""
-        assert self._last.prepare is not None  # `repeats`
-        results, work = self._last.prepare(self._given, state)
-        for earlier in self._works:
-            earlier()
-        work()
-        return results[self._place]
-
-
-class Token:
-    """A decoder's step for one token of one text.
-
-    Parameters
-    ----------
-    plan : Plan
-        The decoder's; it `repeats` while `CHANGING` do.
-    absent : mapping
-        Inputs that it is told it gets none of.
-    embeds, per_layer : float32 [1, H] and [1, L, P]
-        Of the first token, or others of this shape.
-    chunk : object
-        Where the text is; see `Repeat`.
 
     Attributes
     ----------
@@ -95,23 +50,30 @@ class Token:
     """
 
     def __init__(
-        self, plan: Plan, absent: Mapping[str, Any], embeds: F32, per_layer: F32, chunk: Chunk
+        self, plan: Plan, feeds: Mapping[str, Any], changing: Collection[str], state: Any
     ) -> None:
         self.plan = plan
-        self._embeds, self._per_layer = np.empty_like(embeds), np.empty_like(per_layer)
-        self._position = np.array([[chunk.start]])
-        feeds = {
-            **absent,
-            "inputs_embeds": self._embeds[None],
-            "per_layer_inputs": self._per_layer[None],
-            "position_ids": self._position,
-            "num_logits_to_keep": np.array(1),
-        }
-        self._repeat = Repeat(plan, feeds, chunk)
+        self._changing = {name: np.array(feeds[name]) for name in changing}
+        values = {**feeds, **self._changing}
+        self._works = list[Work]()
+        *steps, self._last = (step.call for step in plan.stretches)
+        for call in steps:
+            if call.prepare:
+                results, work = call.prepare(call.given(values), state)
+                self._works.append(work)
+            else:
+                results = call.run(call.given(values), state)
+            values.update(zip(call.node.outputs, results, strict=True))
+        self._given = self._last.given(values)
+        self._place = self._last.node.outputs.index(plan.outputs[0])
 
-    def run(self, embeds: F32, per_layer: F32, chunk: Chunk) -> Any:
-        """Read a token at the chunk's position; give the decoder's logits."""
-        np.copyto(self._embeds, embeds)
-        np.copyto(self._per_layer, per_layer)
-        self._position[0, 0] = chunk.start
-        return self._repeat.run(chunk)
+    def run(self, feeds: Mapping[str, Any], state: Any) -> Any:
+        """Run with other inputs, and give the plan's first output: an array of its own each time."""
+        for name, array in self._changing.items():
+            np.copyto(array, feeds[name])
+        assert self._last.prepare is not None  # `repeats`
+        results, work = self._last.prepare(self._given, state)
+        for earlier in self._works:
+            earlier()
+        work()
+        return results[self._place]

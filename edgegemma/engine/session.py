@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,11 +16,16 @@ from edgegemma.engine.graph import Graph
 from edgegemma.engine.graphs import AUDIO, DECODER, EMBED
 from edgegemma.engine.layers import OWNERS, Chunk
 from edgegemma.engine.model import CHUNK, F32, FRAMES, I64, AudioState, Cache, Model
-from edgegemma.engine.repeat import CHANGING, Token, repeats
+from edgegemma.engine.plan import Plan
+from edgegemma.engine.repeat import Repeat, repeats
 from edgegemma.engine.values import exact, rows
 from edgegemma.errors import InputError, PackageError
 from edgegemma.kernels import threads as pool
 from edgegemma.package import Package
+
+T = TypeVar("T")
+CHANGING = ("inputs_embeds", "per_layer_inputs", "position_ids")
+"""Inputs of a decoder that are others for each token."""
 
 
 class Program:
@@ -68,7 +73,7 @@ class EngineModel(Model):
         # Layers get keys and values by the state; whatever else asks for them is told that it gets none.
         self._absent: dict[str, Any] = dict.fromkeys(loaded[DECODER].inputs)
         _check_present(loaded[DECODER], self._present)
-        self._tokens: WeakKeyDictionary[KVCache, Token] = WeakKeyDictionary()
+        self._tokens: WeakKeyDictionary[KVCache, Repeat] = WeakKeyDictionary()
 
     @property
     def decoder_graph(self) -> Graph:
@@ -104,14 +109,18 @@ class EngineModel(Model):
     def _run(
         self, name: str, outputs: Sequence[str], feeds: Mapping[str, Any], state: Any, several: bool
     ) -> list[Any]:
+        steps = self._programs[name].plan(outputs)
+        after = partial(self._let_go, name) if name in self.passing else None
+        return self._work(steps, several, partial(steps.run, feeds, state, after))
+
+    def _work(self, steps: Plan, several: bool, work: Callable[[], T]) -> T:
+        """Do what runs a plan, on as many threads as are meant for it, and count what it reads."""
         # Numba keeps the number for each calling thread.
         pool.use(self.prefill_threads if several else self.threads)
-        steps = self._programs[name].plan(outputs)
         self.counters.read_bytes.update(steps.reads)
         # The numbers are the package's: an infinite product is its business, not worth a warning.
         with pool.lock, np.errstate(all="ignore"):
-            after = partial(self._let_go, name) if name in self.passing else None
-            return steps.run(feeds, state, after)
+            return work()
 
     def _embed(self, ids: I64) -> tuple[F32, F32]:
         program, count = self._programs[EMBED], len(ids)
@@ -132,17 +141,18 @@ class EngineModel(Model):
             raise InputError("forward: got the cache of another executor; want this model's")
         start, count = cache.length, len(embeds)
         cache.reserve(count)
-        if count == keep == 1 and self._repeats and DECODER not in self.passing:
-            return self._again(embeds, per_layer, cache)
-        feeds = self._absent | {
+        feeds: dict[str, Any] = {
             "inputs_embeds": embeds[None],
             "per_layer_inputs": per_layer[None],
             "position_ids": np.arange(start, start + count, dtype=np.int64)[None],
             "num_logits_to_keep": np.array(keep, np.int64),
         }
-        outputs = [*(["logits"] if keep else []), *self._present]
         chunk = Chunk(cache, start, start + count)
-        results = self._run(DECODER, outputs, feeds, chunk, count > 1)
+        if count == keep == 1 and self._repeats and DECODER not in self.passing:
+            results = [self._again(feeds, chunk)]
+        else:
+            outputs = [*(["logits"] if keep else []), *self._present]
+            results = self._run(DECODER, outputs, self._absent | feeds, chunk, count > 1)
         self.counters.read_bytes.update(chunk.reads)
         cache.advance(count)
         vocabulary = self.config.text.vocab_size
@@ -154,19 +164,18 @@ class EngineModel(Model):
     def _repeats(self) -> bool:
         return repeats(self.decoder_plan(logits=True), CHANGING)
 
-    def _again(self, embeds: F32, per_layer: F32, cache: KVCache) -> F32:
-        """Do `_step` for a token, as for the one before of this text."""
-        chunk = Chunk(cache, cache.length, cache.length + 1)
-        steps = self.decoder_plan(logits=True)
-        pool.use(self.threads)
-        with pool.lock, np.errstate(all="ignore"):
+    def _again(self, feeds: dict[str, Any], chunk: Chunk) -> Any:
+        """Give the logits of a token, read as the one before of its text was."""
+        steps, cache = self.decoder_plan(logits=True), chunk.cache
+
+        def work() -> Any:
             token = self._tokens.get(cache)
             if token is None or token.plan is not steps:
-                token = self._tokens[cache] = Token(steps, self._absent, embeds, per_layer, chunk)
-            logits = token.run(embeds, per_layer, chunk)
-        self.counters.read_bytes.update(steps.reads)
-        cache.advance(1)
-        return rows(DECODER, logits, self.config.text.vocab_size, count=1)
+                token = Repeat(steps, self._absent | feeds, CHANGING, chunk)
+                self._tokens[cache] = token
+            return token.run(feeds, chunk)
+
+        return self._work(steps, False, work)
 
     def _encode(self, features: F32, mask: F32, state: AudioState) -> F32:
         feeds = {

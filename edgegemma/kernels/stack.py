@@ -160,17 +160,16 @@ def decoder_layers(
     -------
     float32 [S, H]
     """
-    positions = np.arange(position, position + len(x))
-    return prepare_layers(x, [ple], cos, sin, positions, stack).now()
+    return prepare_layers(x, [ple], cos, sin, np.array([position]), stack).now()
 
 
 def prepare_layers(
-    x: F32, ple: Sequence[F32], cos: Sequence[F32], sin: Sequence[F32], positions: I64, stack: Stack
+    x: F32, ple: Sequence[F32], cos: Sequence[F32], sin: Sequence[F32], first: I64, stack: Stack
 ) -> Prepared:
     """Check what layers take, not what is in it; see `decoder_layers`.
 
-    ``ple`` has the per-layer inputs in parts of float32 [S, n, P], side by side. ``positions``, int64 [S], follow each other; the first is
-    read when the layers run.
+    ``ple`` has the per-layer inputs in parts of float32 [S, n, P], side by side. ``first``, int64 [1], is the position of
+    ``x[0]``, read again when the layers run.
     """
     count, layers = len(x), len(stack.layers)
     _check("x", x, (count, stack.hidden))
@@ -181,17 +180,19 @@ def prepare_layers(
     for given in (cos, sin):
         for table, half in zip(given, stack.halves, strict=True):
             _check("cos or sin", table, (count, half))
-    if positions.shape != (count,) or positions.dtype != np.int64:
-        raise InputError(f"decoder layer: got positions {positions.dtype} {positions.shape}")
-    stack.check_room(int(positions[0]), count)
+    if first.shape != (1,) or first.dtype != np.int64:
+        raise InputError(
+            f"decoder layer: got position {first.dtype} {first.shape}; want int64 (1,)"
+        )
+    stack.check_room(int(first[0]), count)
     y = np.empty((count, stack.hidden), np.float32)
-    return Prepared(y, partial(_run, x, ple, (*cos, *sin), positions, stack, y))
+    return Prepared(y, partial(_run, x, ple, (*cos, *sin), first, stack, y))
 
 
 def _run(
-    x: F32, ple: Sequence[F32], tables: Sequence[F32], positions: I64, stack: Stack, y: F32
+    x: F32, ple: Sequence[F32], tables: Sequence[F32], first: I64, stack: Stack, y: F32
 ) -> None:
-    position = int(positions[0])
+    position = int(first[0])
     stack.check_room(position, len(x))  # it may run again, further on
     np.copyto(y, x)
     whole = np.ascontiguousarray(ple[0]) if len(ple) == 1 else np.concatenate(ple, axis=1)
