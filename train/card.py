@@ -35,9 +35,15 @@ def _interval(measured: dict[str, Any]) -> str:
     return " – ".join(map(_percent, measured["interval_95"])) + " %"
 
 
+def _together(measured: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """Give the errors and words of sets taken together."""
+    errors, words = zip(*((one["errors"], one["words"]) for one in measured), strict=True)
+    return sum(errors), sum(words)
+
+
 def _rate(*measured: dict[str, Any]) -> str:
     """Write the error rate of sets taken together, and its counts."""
-    errors, words = (sum(one[count] for one in measured) for count in ("errors", "words"))
+    errors, words = _together(measured)
     return f"{_percent(errors / words)} % ({errors} of {words:,})"
 
 
@@ -47,12 +53,11 @@ def _table(rows: Iterable[Iterable[Any]]) -> str:
 
 def _cost(precisions: dict[str, Any], *sets: str) -> str:
     """Write by how many points of the error rate the bits are worse than none."""
-    rates = []
-    for row in ("trained with its bits", "float"):
-        measured = [precisions[row][name] for name in sets]
-        errors, words = (sum(one[count] for one in measured) for count in ("errors", "words"))
-        rates.append(errors / words)
-    return f"{100 * (rates[0] - rates[1]):.1f}"
+    (bits, words), (none, _) = (
+        _together(precisions[row][name] for name in sets)
+        for row in ("trained with its bits", "float")
+    )
+    return _percent((bits - none) / words)
 
 
 def card(work: Path, checkpoint: Path, engine: str) -> str:

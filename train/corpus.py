@@ -117,10 +117,9 @@ def real(work: Path) -> Spoken:
 
 def joined(work: Path) -> Spoken:
     """Play two to six short training prompts one after the other."""
-    training = training_prompts(work)
-    generator = _generator("joined")
+    training, testing = divided(prompts(work))
+    generator, banned, made = _generator("joined"), ban_on(testing), 0
     short = [(r, samples) for r, samples in _trimmed(training) if len(samples) < 3.2 * SAMPLE_RATE]
-    banned, made = ban(work), 0
     while made < JOINED:
         picked = [short[i] for i in generator.integers(0, len(short), generator.integers(2, 7))]
         while len(picked) > 2 and sum(len(samples) for _, samples in picked) > 8 * SAMPLE_RATE:
