@@ -29,24 +29,33 @@ RUN = 4  # vectors of codes that `run` takes
 
 
 def sums(path: str, bits: int) -> int:
-    """Count the sums of a weight row: with one for each plane of codes, no code needs to be shifted."""
+    """Count the sums of a weight row: with one for each plane of codes, no code needs to be shifted.
+
+    A byte's upper 2-bit code would be negative where bytes are signed. It is shifted, which clears the others, too.
+    """
+    if path == "dotprod":
+        return 3 if bits == 2 else 1
     return 8 // bits if path == "avx512vnni" else 1
 
 
-def side_by_side(b: Any, rows: Any, units: Any, planes: Any, bits: int) -> None:
-    """Add the products of vectors of codes to the sums of their rows, in place: ``units[v][r]`` with ``planes[v]``.
+def side_by_side(b: Any, path: str, rows: Any, units: Any, planes: Any, bits: int) -> None:
+    """Add the products of a vector of codes of each row and the planes to the sums of the rows, in place.
 
-    A code stays where it is in its byte, so plane c's sum is ``2**(bits * c)`` times too large. Row after row in turn: a
+    Plane c's sum is ``2**(bits * c)`` times too large where its codes stay where they are. Row after row in turn: a
     sum's next product would wait for the last one.
     """
-    for vectors, xs in zip(units, planes, strict=True):
-        for c, x in enumerate(xs):
-            for row, codes in zip(rows, vectors, strict=True):
-                if bits < 8:
-                    mask = _constant(codes.type, (1 << bits) - 1 << bits * c)
-                    row[c] = _vnni_large(b, row[c], b.and_(codes, mask), x)
-                else:
-                    row[c] = _vnni_large(b, row[c], codes, x)
+    for c, x in enumerate(planes):
+        for row, codes in zip(rows, units, strict=True):
+            if bits == 8:
+                row[0] = _LARGE[path](b, row[0], codes, x)
+            elif c < len(row):
+                mask = _constant(codes.type, (1 << bits) - 1 << bits * c)
+                row[c] = dot_small(b, path, row[c], [(b.and_(codes, mask), x)])
+            else:
+                code = b.lshr(codes, _constant(codes.type, bits * c))
+                if c < len(planes) - 1:
+                    code = b.and_(code, _constant(codes.type, (1 << bits) - 1))
+                row[0] = dot_small(b, path, row[0], [(code, x)])
 
 
 def joined(b: Any, total: Any, parts: Sequence[Any], bits: int) -> Any:

@@ -76,19 +76,16 @@ def _add(b: Any, sums: Any, weights: Any, activations: Any, vectors: int, bits: 
         first = b.add(j, ir.Constant(j.type, v * simd.WIDTH * 8 // bits))
         return simd._planes(b, x, first, bits)
 
-    if _PATH == "avx512vnni":
-        units = [[unit(row, v) for row in rows] for v in range(vectors)]
-        dots.side_by_side(b, fours, units, [planes(v) for v in range(vectors)], bits)
-        return [total for own in fours for total in own]
-    if vectors > 1 and dots.narrow(_PATH, bits):
+    if dots.narrow(_PATH, bits):
         for own, row in zip(fours, rows, strict=True):
             taken = [(unit(row, v), planes(v)) for v in range(vectors)]
-            own[0] = dots.run(b, _PATH, own[0], taken, bits)
+            if vectors > 1:
+                own[0] = dots.run(b, _PATH, own[0], taken, bits)
+            else:
+                own[0] = dots.dot(b, _PATH, own[0], *taken[0], bits)
     else:
-        for v in range(vectors):
-            xs = planes(v)  # of one vector: those of all would not fit into the registers
-            for own, row in zip(fours, rows, strict=True):
-                own[0] = dots.dot(b, _PATH, own[0], unit(row, v), xs, bits)
+        for v in range(vectors):  # the planes of one: those of all would not fit into the registers
+            dots.side_by_side(b, _PATH, fours, [unit(row, v) for row in rows], planes(v), bits)
     return [total for own in fours for total in own]
 
 
