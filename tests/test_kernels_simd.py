@@ -204,4 +204,4 @@ def test_what_a_kernel_raises_reaches_its_caller() -> None:
 
 def test_importing_linear_names_its_kernels() -> None:
     assert linear.__name__ in sys.modules
-    assert {"codes", "rows_float32", "rows_bfloat16", "quantize_row"} <= KERNELS.keys()
+    assert {"codes", "rows_float32", "rows_bfloat16", "quantize_rows"} <= KERNELS.keys()

@@ -18,6 +18,7 @@ from edgegemma.kernels.conformer import (
     audio_layer,
     audio_subsample,
 )
+from edgegemma.kernels.held import Held
 from edgegemma.package import Package
 
 MELS = 128
@@ -68,7 +69,7 @@ def layer(package: Package, graph: Graph, node: Node) -> Call:
     """Bind AudioLayer."""
     w = Weights(package, graph, node)
     fields, inner = _layer_fields(w)
-    weights: Any = AudioLayerWeights(**fields)
+    held = Held(AudioLayerWeights(**fields))
     width, where = fields["heads"] * fields["head_dim"], f"{graph.name}: {node.name}"
     past, before = fields["window"] - 1, fields["kernel"] - 1
 
@@ -78,7 +79,7 @@ def layer(package: Package, graph: Graph, node: Node) -> Call:
         position = int(exact(where, values[1], 1, dtype=np.int64)[0])
         key, value = (exact(where, v, 1, past, width)[0] for v in values[2:4])
         conv = exact(where, values[4], 1, before, width)[0]
-        return [y[None] for y in audio_layer(x, position, key, value, conv, weights)]
+        return [y[None] for y in audio_layer(x, position, key, value, conv, held)]
 
     names = w.given("hidden_states", "position", "past_key", "past_value", "past_conv")
     return Call(node, names, run, reads=w.reads, width=8 * width + inner)

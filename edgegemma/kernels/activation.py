@@ -12,12 +12,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange, typeof, types
+from numba import njit, typeof, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
 from edgegemma.kernels import reference, simd
-from edgegemma.kernels.late import Kernel, call, ready
+from edgegemma.kernels.fork import fork
+from edgegemma.kernels.late import Kernel, ready
 
 
 class Rounded(NamedTuple):
@@ -166,6 +167,7 @@ def _lay_row(q, r, m, bits):  # type: ignore[no-untyped-def]
         _lay(q, r, m, 8)
 
 
+@njit(cache=True)
 def _quantize_row(x, static, bits, block, r, m):  # type: ignore[no-untyped-def]
     """Quantize one row into row m of a `Rounded`."""
     scale = np.empty(x.size // block, np.float32)
@@ -195,10 +197,9 @@ def _blocks(columns, bits, block, index):  # type: ignore[no-untyped-def]
         index[lane] = first // block
 
 
-@njit(cache=True, parallel=True)
-def _quantize_rows(address, x, static, bits, block, r):  # type: ignore[no-untyped-def]
-    for m in prange(x.shape[0]):
-        call("quantize_row", address, (x[m], static, bits, block, r, m))
+def _quantize_rows(x, static, bits, block, r, first, stop):  # type: ignore[no-untyped-def]
+    for m in range(first, stop):
+        _quantize_row(x[m], static, bits, block, r, m)
 
 
 @njit(cache=True)
@@ -215,23 +216,20 @@ def _quantize(x, static, bits, block):  # type: ignore[no-untyped-def]
         np.empty(count, np.float32),
     )
     _blocks(x.shape[1], bits, block, r.block)
-    address = ready("quantize_row")
-    if count == 1:  # no fork and join for a single row
-        call("quantize_row", address, (x[0], static, bits, block, r, 0))
-    else:
-        _quantize_rows(address, x, static, bits, block, r)
+    fork("quantize_rows", ready("quantize_rows"), (x, static, bits, block, r), count)
     return r
 
 
 Kernel(
-    "quantize_row",
+    "quantize_rows",
     types.void(
-        types.Array(types.float32, 1, "C"),
+        types.Array(types.float32, 2, "C"),
         types.float32,
         types.int64,
         types.int64,
         typeof(EMPTY),
         types.int64,
+        types.int64,
     ),
-    _quantize_row,
+    _quantize_rows,
 )

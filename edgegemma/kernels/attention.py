@@ -11,16 +11,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
-from edgegemma.kernels.blocks import KINDS, _block_ready, _call_block, of_int8
+from edgegemma.kernels.blocks import KINDS, _block_ready, _fork_blocks, of_int8
 from edgegemma.kernels.digits import _in_digits, _rounded, _two_digits
+from edgegemma.kernels.fork import fork
 from edgegemma.kernels.kvcache import KV, check_cache
 from edgegemma.kernels.late import Kernel, call, ready
-from edgegemma.kernels.manyqueries import PANEL, _attend_tiles
+from edgegemma.kernels.manyqueries import PANEL, TILE, _some_tiles
 from edgegemma.kernels.scores import BLOCK, _merge, _oldest
 
 F32 = NDArray[np.float32]
@@ -105,9 +106,22 @@ def _attend_fours(q, cache, position, window, out):  # type: ignore[no-untyped-d
     """Attend with four heads to a K/V head, or a multiple of it."""
     q = _rounded(q, cache.keys)
     if q.shape[0] >= _MANY and q.shape[2] % PANEL == 0:
-        _attend_tiles(q, cache, position, window, out)
+        jobs = cache.keys.shape[1] * ((q.shape[0] + TILE - 1) // TILE)
+        _fork_tiles((q, cache, position, window, out), jobs)
     else:
         _attend_blocks(q, cache, position, window, out)
+
+
+def _fork_tiles(args: Any, jobs: int) -> None:
+    """Do jobs of `_some_tiles` for a cache of any kind on all threads; call it from compiled code."""
+    raise NotImplementedError
+
+
+@overload(_fork_tiles)
+def _overload_fork_tiles(args, jobs):  # type: ignore[no-untyped-def]
+    if of_int8(args.types[1]):
+        return lambda args, jobs: fork("tiles_int8", ready("tiles_int8"), args, jobs)
+    return lambda args, jobs: fork("tiles_float32", ready("tiles_float32"), args, jobs)
 
 
 @njit(cache=True)
@@ -137,10 +151,11 @@ def _attend_blocks(q, cache, position, window, out):  # type: ignore[no-untyped-
             seen = position, window, b0, count
             _blocks(q, digits, s0, size, cache, seen, peaks, totals, sums)
             wave = out, peak, total, s0, size, count, kv_heads, peaks, totals, sums
+            address = ready("join_blocks")
             if size * count >= _LONG:
-                _join_shared(*wave)
+                fork("join_blocks", address, wave, size * heads)
             else:
-                _join_blocks(*wave)
+                call("join_blocks", address, (*wave, 0, size * heads))
     for s in range(queries):
         for h in range(heads):
             inverse = np.float32(1.0) / total[s, h]
@@ -148,21 +163,11 @@ def _attend_blocks(q, cache, position, window, out):  # type: ignore[no-untyped-
                 out[s, h, i] *= inverse
 
 
-@njit(cache=True)
-def _join_blocks(out, peak, total, first, size, count, kv_heads, peaks, totals, sums):  # type: ignore[no-untyped-def]
-    """Add the sums of a wave's blocks to those of ``size`` queries, from the oldest block to the newest."""
+def _join_blocks(out, peak, total, first, size, count, kv_heads, peaks, totals, sums, job, stop):  # type: ignore[no-untyped-def]
+    """Add the sums of a wave's blocks to those of its queries' heads job … stop, from the oldest block to the newest."""
     heads = out.shape[1]
-    for job in range(size * heads):
-        s, h = job // heads, job % heads
-        _join_head(out, peak, total, first, size, count, kv_heads, peaks, totals, sums, s, h)
-
-
-@njit(parallel=True, cache=True)
-def _join_shared(out, peak, total, first, size, count, kv_heads, peaks, totals, sums):  # type: ignore[no-untyped-def]
-    """Do `_join_blocks` on all threads."""
-    heads = out.shape[1]
-    for job in prange(size * heads):
-        s, h = job // heads, job % heads
+    for j in range(job, stop):
+        s, h = j // heads, j % heads
         _join_head(out, peak, total, first, size, count, kv_heads, peaks, totals, sums, s, h)
 
 
@@ -190,24 +195,14 @@ def _join(out, peak, total, h, block_peak, block_total, block_sum):  # type: ign
 def _blocks(q, digits, s0, size, cache, seen, peaks, totals, sums):  # type: ignore[no-untyped-def]
     """Fill peaks, totals, sums for every block, K/V head and query s0 … s0 + size; queries of a block are neighbours."""
     jobs = seen[3] * cache.keys.shape[1] * size
-    address = _block_ready(cache)
-    if jobs == 1:  # no fork and join for a single block
-        _call_block(address, (q, digits, s0, size, cache, seen, peaks, totals, sums, 0))
-    else:
-        _blocks_shared(address, q, digits, s0, size, cache, seen, peaks, totals, sums, jobs)
+    _fork_blocks(_block_ready(cache), (q, digits, s0, size, cache, seen, peaks, totals, sums), jobs)
 
 
-@njit(parallel=True, cache=True)
-def _blocks_shared(address, q, digits, s0, size, cache, seen, peaks, totals, sums, jobs):  # type: ignore[no-untyped-def]
-    """Do every `_block`, on all threads."""
-    for job in prange(jobs):
-        _call_block(address, (q, digits, s0, size, cache, seen, peaks, totals, sums, job))
-
-
-_ROWS = types.Array(types.float32, 3, "C")
+_TABLE, _ROWS = (types.Array(types.float32, dimensions, "C") for dimensions in (2, 3))
+_INT = types.int64
 for _name, _kind in KINDS.items():
-    Kernel(
-        f"attend_{_name}",
-        types.void(_ROWS, _kind, types.int64, types.int64, _ROWS),
-        _attend_grouped,
-    )
+    _takes = _ROWS, _kind, _INT, _INT, _ROWS
+    Kernel(f"attend_{_name}", types.void(*_takes), _attend_grouped)
+    Kernel(f"tiles_{_name}", types.void(*_takes, _INT, _INT), _some_tiles)
+_WAVE = _ROWS, _TABLE, _TABLE, *[_INT] * 4, _TABLE, _TABLE, _ROWS
+Kernel("join_blocks", types.void(*_WAVE, _INT, _INT), _join_blocks)

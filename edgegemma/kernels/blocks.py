@@ -14,8 +14,9 @@ from numba.extending import overload
 from edgegemma.kernels import simd
 from edgegemma.kernels.digits import Digits, _digit_scores, _in_digits
 from edgegemma.kernels.floattiles import COLUMNS, ROWS, WIDE, add_weighted, dots
+from edgegemma.kernels.fork import fork
 from edgegemma.kernels.kvcache import KV
-from edgegemma.kernels.late import Kernel, call, ready
+from edgegemma.kernels.late import Kernel, ready
 from edgegemma.kernels.manyqueries import PANEL
 from edgegemma.kernels.scores import BLOCK, ROOM, _oldest, _scale_keys, _softmax
 
@@ -35,16 +36,16 @@ def _overload_block_ready(cache):  # type: ignore[no-untyped-def]
     return lambda cache: ready("block_float32")
 
 
-def _call_block(address: int, args: Any) -> None:
-    """Do `_block` for a cache of any kind; call it from compiled code."""
+def _fork_blocks(address: int, args: Any, jobs: int) -> None:
+    """Do jobs of `_block` for a cache of any kind on all threads; call it from compiled code."""
     raise NotImplementedError
 
 
-@overload(_call_block)
-def _overload_call_block(address, args):  # type: ignore[no-untyped-def]
+@overload(_fork_blocks)
+def _overload_fork_blocks(address, args, jobs):  # type: ignore[no-untyped-def]
     if of_int8(args.types[4]):
-        return lambda address, args: call("block_int8", address, args)
-    return lambda address, args: call("block_float32", address, args)
+        return lambda address, args, jobs: fork("block_int8", address, args, jobs)
+    return lambda address, args, jobs: fork("block_float32", address, args, jobs)
 
 
 def of_int8(cache: Any) -> bool:
@@ -52,6 +53,12 @@ def of_int8(cache: Any) -> bool:
     return bool(cache.types[0].dtype == types.int8)
 
 
+def _some_blocks(q, digits, s0, size, cache, seen, peaks, totals, sums, job, stop):  # type: ignore[no-untyped-def]
+    for j in range(job, stop):
+        _block(q, digits, s0, size, cache, seen, peaks, totals, sums, j)
+
+
+@njit(cache=True)
 def _block(q, digits, s0, size, cache, seen, peaks, totals, sums, job):  # type: ignore[no-untyped-def]
     """Fill what is of one block, K/V head and query."""
     position, window, first, _ = seen
@@ -172,7 +179,7 @@ for _name, _kind in KINDS.items():
         f"block_{_name}",
         types.void(
             *(_ROWS, _DIGITS, _INT, _INT, _kind),
-            *(types.UniTuple(_INT, 4), _SUMS, _SUMS, _ROWS, _INT),
+            *(types.UniTuple(_INT, 4), _SUMS, _SUMS, _ROWS, _INT, _INT),
         ),
-        _block,
+        _some_blocks,
     )

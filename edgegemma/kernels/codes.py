@@ -13,10 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, typeof, types
+from numba import njit, typeof, types
 
 from edgegemma.kernels import simd, threads
 from edgegemma.kernels.activation import EMPTY, _padded, _quantize
+from edgegemma.kernels.fork import fork
 from edgegemma.kernels.fours import (
     add_fours,
     apart,
@@ -123,30 +124,40 @@ def _chunk(matrix, r, y, c, each):  # type: ignore[no-untyped-def]
         call("integers2", address, (codes, scale, out, r, even, y, first, min(rows, first + each)))
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True)
 def _chunks(matrix, r, y):  # type: ignore[no-untyped-def]
     """Share the weight rows among the threads."""
     rows, size = matrix[1].shape
     each = share(rows, size, threads.count())
-    for c in prange((rows + each - 1) // each):
+    fork("chunks", ready("chunks"), (matrix, r, y, each), (rows + each - 1) // each)
+
+
+def _some_chunks(matrix, r, y, each, first, stop):  # type: ignore[no-untyped-def]
+    for c in range(first, stop):
         _chunk(matrix, r, y, c, each)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True)
 def _pair_chunks(first, second, r, v_r, y, z):  # type: ignore[no-untyped-def]
     """Share the weight rows of two matrices among the threads, so that each has its part of both."""
     count = threads.count()
-    rows, v_rows = first[1].shape[0], second[1].shape[0]
-    each = share(rows, first[1].shape[1], count)
-    v_each = share(v_rows, second[1].shape[1], count)
-    turns = (rows + each * count - 1) // (each * count)
-    all_turns = turns + (v_rows + v_each * count - 1) // (v_each * count)
-    for c in prange(count * all_turns):
-        thread, turn = c // all_turns, c % all_turns
-        if turn < turns:
-            _chunk(first, r, y, thread * turns + turn, each)
-        else:
-            _chunk(second, v_r, z, thread * (all_turns - turns) + turn - turns, v_each)
+    each = share(first[1].shape[0], first[1].shape[1], count)
+    v_each = share(second[1].shape[0], second[1].shape[1], count)
+    fork(
+        "pair_chunks",
+        ready("pair_chunks"),
+        (first, second, r, v_r, y, z, each, v_each, count),
+        count,
+    )
+
+
+def _some_pair_chunks(first, second, r, v_r, y, z, each, v_each, count, thread, stop):  # type: ignore[no-untyped-def]
+    turns = (first[1].shape[0] + each * count - 1) // (each * count)
+    for c in range(thread * turns, stop * turns):
+        _chunk(first, r, y, c, each)
+    turns = (second[1].shape[0] + v_each * count - 1) // (v_each * count)
+    for c in range(thread * turns, stop * turns):
+        _chunk(second, v_r, z, c, v_each)
 
 
 def _make_integers(bits: int) -> Any:
@@ -255,6 +266,10 @@ for _bits in (2, 4, 8):
     Kernel(f"integers{_bits}", _CHUNK_OF, _make_integers(_bits))
     Kernel(f"lanes{_bits}", _CHUNK_OF, _make_lanes(_bits))
     Kernel(f"blocks{_bits}", _CHUNK_OF, _make_blocks(_bits))
+_PREPARED, _ROUNDED = types.Tuple((_INT, _PACKED, _MATRIX, _FLOAT, _INT)), typeof(EMPTY)
+Kernel("chunks", types.void(_PREPARED, _ROUNDED, _MATRIX, *[_INT] * 3), _some_chunks)
+_PAIR = _PREPARED, _PREPARED, _ROUNDED, _ROUNDED, _MATRIX, _MATRIX
+Kernel("pair_chunks", types.void(*_PAIR, *[_INT] * 5), _some_pair_chunks)
 _TAKES = _PACKED, _MATRIX, _VECTOR, _INT, _INT, _MATRIX
 Kernel("codes", types.void(_MATRIX, *_TAKES), _codes)
 Kernel("pair", types.void(_MATRIX, *_TAKES, *_TAKES), _pair)

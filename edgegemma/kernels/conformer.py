@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+import hashlib
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
+from edgegemma.kernels.held import Held, opener
+from edgegemma.kernels.leader import leader
 from edgegemma.kernels.linear import Matrix, _clipped_linear
 from edgegemma.kernels.norms import _add, _add_rms, _copy, _exp, _glu, _rms, _scale, _silu, _tanh
 from edgegemma.kernels.subsample import audio_head, audio_subsample
 
-__all__ = ["AudioLayerWeights", "audio_head", "audio_layer", "audio_subsample"]
+__all__ = [
+    "AudioLayerWeights",
+    "audio_head",
+    "audio_layer",
+    "audio_subsample",
+]
 
 F32 = NDArray[np.float32]
 
@@ -70,7 +79,12 @@ class AudioLayerWeights(NamedTuple):
 
 
 def audio_layer(
-    x: F32, position: int, past_key: F32, past_value: F32, past_conv: F32, layer: AudioLayerWeights
+    x: F32,
+    position: int,
+    past_key: F32,
+    past_value: F32,
+    past_conv: F32,
+    layer: AudioLayerWeights | Held,
 ) -> tuple[F32, F32, F32, F32]:
     """Run one layer over the next n tokens; see ``reference_audio.audio_layer``.
 
@@ -80,16 +94,18 @@ def audio_layer(
     position : tokens before ``x[0]`` since the start of the stream
     past_key, past_value : float32 [W - 1, C], keys after ``key_scale``; what lies before position 0 is not seen
     past_conv : float32 [kernel - 1, C], rows after the gate; zeros at first
-    layer : trusted; whoever binds it has checked its shapes
+    layer : held, for several calls, or not; trusted, whoever binds it has checked its shapes
 
     Returns
     -------
     hidden : float32 [n, C]
     present_key, present_value, present_conv : new arrays like the past ones, for the next call
     """
-    width = layer.heads * layer.head_dim
-    wanted = ((x, -1), (past_key, layer.window - 1), (past_value, layer.window - 1))
-    for array, rows in (*wanted, (past_conv, layer.kernel - 1)):
+    held = layer if isinstance(layer, Held) else Held(layer)
+    weights: Any = held.values
+    width = weights.heads * weights.head_dim
+    wanted = ((x, -1), (past_key, weights.window - 1), (past_value, weights.window - 1))
+    for array, rows in (*wanted, (past_conv, weights.kernel - 1)):
         shape = (x.shape[0] if rows < 0 else rows, width)
         if array.shape != shape or array.dtype != np.float32:
             raise InputError(f"audio_layer: got {array.dtype} {array.shape}; want float32 {shape}")
@@ -100,11 +116,24 @@ def audio_layer(
     value = np.concatenate([past_value, np.empty_like(x)])
     conv = np.concatenate([past_conv, np.empty_like(x)])
     out = np.array(x, order="C")
-    _audio_layer(out, position, key, value, conv, layer)
+    _audio_layer_of(held.kind)(out, position, key, value, conv, held.address)
     return out, key[count:].copy(), value[count:].copy(), conv[count:].copy()
 
 
-@njit(cache=True)
+@functools.cache
+def _audio_layer_of(kind: Any) -> Any:
+    """Compile a layer whose weights are of a kind."""
+    weights_at = opener(kind)
+
+    def layer(x, position, key, value, conv, address):  # type: ignore[no-untyped-def]
+        _audio_layer(x, position, key, value, conv, weights_at(address))
+
+    rows = types.Array(types.float32, 2, "C")
+    name = "audio_layer_" + hashlib.sha256(str(kind).encode()).hexdigest()[:16]
+    return leader(name, types.void(rows, types.int64, rows, rows, rows, types.int64), layer)
+
+
+@njit(inline="always")
 def _audio_layer(x, position, key, value, conv, w):  # type: ignore[no-untyped-def]
     """Advance x in place; the last n rows of key, value and conv are filled."""
     n, y = np.empty_like(x), np.empty_like(x)

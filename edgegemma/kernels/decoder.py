@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
 from edgegemma.kernels.attention import _attend
+from edgegemma.kernels.fork import fork
 from edgegemma.kernels.kvcache import _append
+from edgegemma.kernels.late import Kernel, ready
 from edgegemma.kernels.linear import FloatMatrix, Matrix, _linear, _linear_pair
 from edgegemma.kernels.norms import _add_rms, _copy, _gelu_gate, _rms, _rms_plain, _scale, _softcap
 from edgegemma.kernels.prepared import Prepared
 from edgegemma.kernels.rotary import _rotate
+from edgegemma.kernels.simd import plain
 
 F32 = NDArray[np.float32]
 U16 = NDArray[np.uint16]
@@ -283,16 +286,26 @@ def _per_layer_inputs(x, tokens, w, norm, eps, y):  # type: ignore[no-untyped-de
     context = np.empty((count, layers * width), np.float32)
     _linear(x, w, context)
     factor = np.float32(1.0) / np.sqrt(np.float32(x.shape[1]))
-    _join_tokens(context.reshape((count, layers, width)), tokens, norm, eps, factor, y)
+    wide = context.reshape((count, layers, width))
+    args = wide, plain(tokens), plain(norm), eps, factor, y
+    fork("join_tokens", ready("join_tokens"), args, count)
 
 
-@njit(cache=True, parallel=True)
-def _join_tokens(context, tokens, norm, eps, factor, y):  # type: ignore[no-untyped-def]
+def _join_tokens(context, tokens, norm, eps, factor, y, first, stop):  # type: ignore[no-untyped-def]
     """Average the normalized context, changed in place, with the tokens' own rows."""
     half = np.float32(2.0**-0.5)
-    for s in prange(context.shape[0]):
+    for s in range(first, stop):
         _scale(context[s], factor)
         _rms(context[s], norm, eps, y[s])
         for i in range(context.shape[1]):
             for j in range(context.shape[2]):
                 y[s, i, j] = (y[s, i, j] + tokens[s, i, j]) * half
+
+
+_ROWS = types.Array(types.float32, 3, "C")
+_NORM, _NUMBERS = types.Array(types.float32, 1, "C"), (types.float64, types.float32)
+Kernel(
+    "join_tokens",
+    types.void(_ROWS, _ROWS, _NORM, *_NUMBERS, _ROWS, types.int64, types.int64),
+    _join_tokens,
+)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from edgegemma.errors import InputError
 from edgegemma.kernels import dots, fours, simd
 from edgegemma.kernels.activation import _absolute
 from edgegemma.kernels.floattiles import COLUMNS, ROWS, _number, _plain
+from edgegemma.kernels.fork import fork
+from edgegemma.kernels.late import Kernel, ready
 
 _PATH, _WIDTH = simd.TARGET.path, simd.WIDTH
 _OFFSET = dots.BYTE_OFFSET[_PATH]
@@ -179,16 +181,19 @@ def _overload_rounded(q, keys):  # type: ignore[no-untyped-def]
         if _in_digits(keys):  # `_two_digits` will do it
             return q
         y = np.empty_like(q)
-        _round_queries(q, y)
+        fork("round_queries", ready("round_queries"), (q, y), q.shape[0])
         return y
 
     return rounded
 
 
-@njit(cache=True, parallel=True)
-def _round_queries(q, y):  # type: ignore[no-untyped-def]
-    for s in prange(q.shape[0]):
+def _round_queries(q, y, first, stop):  # type: ignore[no-untyped-def]
+    for s in range(first, stop):
         _from_digits(_two_digits(q[s], q.shape[1]), y[s])
+
+
+_ROWS = types.Array(types.float32, 3, "C")
+Kernel("round_queries", types.void(_ROWS, _ROWS, types.int64, types.int64), _round_queries)
 
 
 def _digit_scores(

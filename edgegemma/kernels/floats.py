@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numba.core import types
 from numba.extending import overload
 
 from edgegemma.kernels import simd, threads
 from edgegemma.kernels.activation import _fake, _padded
 from edgegemma.kernels.floattiles import COLUMNS, ROWS, dots
+from edgegemma.kernels.fork import fork
 from edgegemma.kernels.fours import apart, share
-from edgegemma.kernels.late import Kernel
+from edgegemma.kernels.late import Kernel, ready
 
 _LANES = simd.LANES
 _CHUNK = 48  # weight rows a thread takes at once for four activation rows and more
@@ -34,7 +35,28 @@ def _rows(x, rows, activation, y):  # type: ignore[no-untyped-def]
     """Write x · rowsᵀ into y: x [M, K], rows [N, K], y [M, N]."""
     if rows.shape[1] < _LANES:  # less than a vector: put the row at the end of one
         rows = _padded(rows, _LANES)
-    _by_floats(_aligned(x, activation[0]), rows, activation[1], y)
+    count, each = rows.shape[0], _CHUNK
+    if x.shape[0] < ROWS:  # four long streams, as in `codes`
+        each = share(count, rows.shape[1] * rows.itemsize, threads.count())
+    args = _aligned(x, activation[0]), rows, activation[1], y, each
+    _fork_floats(args, (count + each - 1) // each)
+
+
+def _fork_floats(args: Any, jobs: int) -> None:
+    """Share chunks of ``args[4]`` weight rows among the threads; call it from compiled code."""
+    raise NotImplementedError
+
+
+@overload(_fork_floats)
+def _overload_fork_floats(args, jobs):  # type: ignore[no-untyped-def]
+    if args.types[1].dtype == types.float32:
+        return lambda args, jobs: fork("float32_chunks", ready("float32_chunks"), args, jobs)
+    return lambda args, jobs: fork("bfloat16_chunks", ready("bfloat16_chunks"), args, jobs)
+
+
+def _some_chunks(x, rows, out, y, each, first, stop):  # type: ignore[no-untyped-def]
+    for c in range(first, stop):
+        _floats(x, rows, out, y, c * each, min(rows.shape[0], c * each + each))
 
 
 @njit(cache=True)
@@ -48,15 +70,6 @@ def _aligned(x, scale):  # type: ignore[no-untyped-def]
         for k in range(columns):
             out[m, k if k < whole else k + size - columns] = _fake(x[m, k], scale)
     return out
-
-
-@njit(cache=True, parallel=True)
-def _by_floats(x, rows, out, y):  # type: ignore[no-untyped-def]
-    count, each = rows.shape[0], _CHUNK
-    if x.shape[0] < ROWS:  # four long streams, as in `codes`
-        each = share(count, rows.shape[1] * rows.itemsize, threads.count())
-    for c in prange((count + each - 1) // each):
-        _floats(x, rows, out, y, c * each, min(count, c * each + each))
 
 
 @njit(forceinline=True)
@@ -101,8 +114,9 @@ def _floats(x, rows, out, y, first, stop):  # type: ignore[no-untyped-def]
 
 _F32 = types.Array(types.float32, 2, "C")
 for _name, _kind in (("float32", types.float32), ("bfloat16", types.uint16)):
+    _weights = types.Array(_kind, 2, "C")
+    _ends = types.int64, types.int64, types.int64
+    Kernel(f"{_name}_chunks", types.void(_F32, _weights, types.float32, _F32, *_ends), _some_chunks)
     Kernel(
-        f"rows_{_name}",
-        types.void(_F32, types.Array(_kind, 2, "C"), types.Array(types.float32, 1, "C"), _F32),
-        _rows,
+        f"rows_{_name}", types.void(_F32, _weights, types.Array(types.float32, 1, "C"), _F32), _rows
     )

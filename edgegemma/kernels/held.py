@@ -65,7 +65,7 @@ def _write_intrinsic(_context, values, room):  # type: ignore[no-untyped-def]
     """Write a value to an array of bytes, without the counts of who uses its arrays: `Held` keeps them alive."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        bare = _uncounted(context, b, signature.args[0], args[0])
+        bare = uncounted(context, b, signature.args[0], args[0])
         data = context.make_array(signature.args[1])(context, b, args[1]).data
         b.store(bare, b.bitcast(data, bare.type.as_pointer()))
         return context.get_dummy_value()
@@ -73,7 +73,8 @@ def _write_intrinsic(_context, values, room):  # type: ignore[no-untyped-def]
     return types.void(values, room), codegen
 
 
-def _uncounted(context: Any, b: Any, kind: Any, value: Any) -> Any:
+def uncounted(context: Any, b: Any, kind: Any, value: Any) -> Any:
+    """Give a value whose arrays are not counted, for as long as somebody else keeps them alive."""
     parts = kind
     if isinstance(kind, types.Array):
         array = context.make_array(kind)(context, b, value)
@@ -82,7 +83,7 @@ def _uncounted(context: Any, b: Any, kind: Any, value: Any) -> Any:
         return array._getvalue()
     if isinstance(kind, types.BaseTuple):
         for i, part in enumerate(parts):
-            bare = _uncounted(context, b, part, b.extract_value(value, i))
+            bare = uncounted(context, b, part, b.extract_value(value, i))
             value = b.insert_value(value, bare, i)
     return value
 

@@ -38,12 +38,21 @@ class Kernel:
         llvm.add_symbol(self.symbol, place)
         KERNELS[name] = _by_cell[place] = self
 
+    @property
+    def address(self) -> int:
+        """Where callers find the compiled function; 0 until it is there."""
+        return self._cell.value
+
+    @address.setter
+    def address(self, address: int) -> None:
+        self._cell.value = address
+
     def fill(self) -> None:
         """Put the address of the compiled function into the cell."""
-        if not self._cell.value:
+        if not self.address:
             self.dispatcher.compile(self.signature)
             result: Any = self.dispatcher.overloads[self.signature.args]
-            self._cell.value = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+            self.address = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
 
 
 def keyed(dispatcher: Any, name: str) -> None:

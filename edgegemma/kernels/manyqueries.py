@@ -6,7 +6,7 @@ Tiles are shared among the threads. A query's chain of operations is that of `at
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from edgegemma.kernels import simd
 from edgegemma.kernels.digits import _digit_scores, _in_digits, _two_digits
@@ -19,18 +19,17 @@ TILE = 8  # queries
 _NEAR = 3072  # floats of keys that meet every query of a tile while the first-level cache has them
 
 
-@njit(parallel=True, cache=True)
-def _attend_tiles(q, cache, position, window, out):  # type: ignore[no-untyped-def]
-    """Attend for q [S, heads, D], D a multiple of `PANEL`, four heads to a K/V head or a multiple of it."""
+def _some_tiles(q, cache, position, window, out, job, end):  # type: ignore[no-untyped-def]
+    """Attend for q [S, heads, D], D a multiple of `PANEL`, four heads to a K/V head or a multiple of it: some of its jobs."""
     queries, kv_heads = q.shape[0], cache.keys.shape[1]
     tiles = (queries + TILE - 1) // TILE
-    for job in prange(kv_heads * tiles):
-        t = job // kv_heads
+    for j in range(job, end):
+        t = j // kv_heads
         t = (
             tiles - 1 - t // 2 if t % 2 else t // 2
         )  # later queries see more: late and early ones in turn
         s = t * TILE
-        _tile(q, cache, position, window, job % kv_heads, s, min(s + TILE, queries), out)
+        _tile(q, cache, position, window, j % kv_heads, s, min(s + TILE, queries), out)
 
 
 @njit(cache=True)

@@ -12,11 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, typeof, types
+from numba import njit, typeof, types
 
 from edgegemma.kernels import rowlanes, simd, tiles
 from edgegemma.kernels.activation import EMPTY, Rounded, _fake, _padded, _quantize
 from edgegemma.kernels.codes import _scales_in_unit
+from edgegemma.kernels.fork import fork
 from edgegemma.kernels.lanes import lane_scales
 from edgegemma.kernels.late import Kernel, call, ready
 from edgegemma.kernels.rowlanes import ask, multiply_lanes, turn
@@ -79,12 +80,17 @@ def _matmul(x, codes, scale, activation, bits, block, y):  # type: ignore[no-unt
         _chunks(address, codes, scale, activation[1], r, r.block, in_unit, y)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True)
 def _chunks(address, codes, scale, out, r, index, count, y):  # type: ignore[no-untyped-def]
     """Share the weight rows among the threads."""
-    rows = codes.shape[0]
-    for c in prange((rows + _CHUNK - 1) // _CHUNK):
-        first, stop = c * _CHUNK, min(rows, c * _CHUNK + _CHUNK)
+    jobs = (codes.shape[0] + _CHUNK - 1) // _CHUNK
+    args = address, codes, scale, out, r, index, count, y
+    fork("many_chunks", ready("many_chunks"), args, jobs)
+
+
+def _some_chunks(address, codes, scale, out, r, index, count, y, c, end):  # type: ignore[no-untyped-def]
+    for first in range(c * _CHUNK, min(codes.shape[0], end * _CHUNK), _CHUNK):
+        stop = min(codes.shape[0], first + _CHUNK)
         call("many_integers2", address, (codes, scale, out, r, index, count, y, first, stop))
 
 
@@ -177,17 +183,21 @@ def _make_lane_integers(bits: int) -> Any:
     return integers
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True)
 def _panels(planes):  # type: ignore[no-untyped-def]
     """Lay rows of int8 [M, K] side by side, four bytes of each: [M / lanes rounded up * lanes, K]."""
+    blocks = (planes.shape[0] + _LANES - 1) // _LANES
+    out = np.empty((blocks * _LANES, planes.shape[1]), np.int8)
+    fork("panels", ready("panels"), (planes, out), blocks)
+    return out
+
+
+def _some_panels(planes, out, first, stop):  # type: ignore[no-untyped-def]
     rows, size = planes.shape
-    blocks = (rows + _LANES - 1) // _LANES
-    out = np.empty((blocks * _LANES, size), np.int8)
-    for block in prange(blocks):
+    for block in range(first, stop):
         for i in range(0, size, _WIDTH):
             at = (block * size + i) * _LANES
             turn(planes, block * _LANES, rows - 1, size, i, out, at, 8)
-    return out
 
 
 @njit(cache=True)
@@ -284,6 +294,9 @@ _VECTOR, _MATRIX = types.Array(types.float32, 1, "C"), types.Array(types.float32
 _PACKED, _INDEX = types.Array(types.uint8, 2, "C"), types.Array(types.int32, 1, "C")
 _INT, _FLOAT = types.int64, types.float32
 _CHUNK_OF = types.void(_PACKED, _MATRIX, _FLOAT, typeof(EMPTY), _INDEX, _INT, _MATRIX, _INT, _INT)
+_PLANES = types.Array(types.int8, 2, "C")
+Kernel("panels", types.void(_PLANES, _PLANES, _INT, _INT), _some_panels)
+Kernel("many_chunks", types.void(_INT, *_CHUNK_OF.args), _some_chunks)
 for _bits in (2, 4, 8):
     _make = _make_lane_integers if rowlanes.USED else _make_integers
     Kernel(f"many_integers{_bits}", _CHUNK_OF, _make(_bits))

@@ -1,6 +1,6 @@
 """Norms, activations and gates: the element-wise work between two linears.
 
-All of it goes row by row, so a row's bits don't depend on its neighbours. Meaning: `reference_layers`.
+A number's bits depend on its own row alone. Meaning: `reference_layers`.
 """
 
 from __future__ import annotations
@@ -8,17 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, types
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
+from edgegemma.kernels.fork import fork
+from edgegemma.kernels.late import Kernel, ready
+from edgegemma.kernels.simd import plain
 
 F32 = NDArray[np.float32]
 
 FASTMATH = {"contract", "nsz"}  # NaN survives, and the trick that rounds in `_exp` is left alone
 REDUCE = {"contract", "reassoc", "nsz"}  # for sums whose length does not depend on the call
-_CHUNK = 4096  # columns of a row that one thread takes
-_MANY = 16  # rows from which on a fork and join of the threads pays
+_PART = 1024  # numbers that a thread takes at least
 
 
 def rms_norm(x: F32, weight: F32 | None, eps: float) -> F32:
@@ -216,18 +218,14 @@ def _scale(x, factor):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _gelu_gate(a, b):  # type: ignore[no-untyped-def]
-    """Write gelu(a) · b into a; many rows are shared among the threads."""
-    if a.shape[0] < _MANY:
-        for s in range(a.shape[0]):
-            _gelu_row(a[s], b[s])
-    else:
-        _gelu_rows(a, b)
+    """Write gelu(a) · b into a, shared among the threads."""
+    jobs = (a.size + _PART - 1) // _PART
+    flat = plain(a.reshape(a.size)), plain(b.reshape(b.size))
+    fork("gelu_parts", ready("gelu_parts"), flat, jobs)
 
 
-@njit(cache=True, parallel=True)
-def _gelu_rows(a, b):  # type: ignore[no-untyped-def]
-    for s in prange(a.shape[0]):
-        _gelu_row(a[s], b[s])
+def _gelu_parts(a, b, first, stop):  # type: ignore[no-untyped-def]
+    _gelu_row(a[first * _PART : stop * _PART], b[first * _PART : stop * _PART])
 
 
 @njit(fastmath=FASTMATH, error_model="numpy", cache=True)
@@ -254,12 +252,24 @@ def _glu(x, y):  # type: ignore[no-untyped-def]
             y[s, i] = x[s, i] * _sigmoid(x[s, half + i])
 
 
-@njit(parallel=True, fastmath=FASTMATH, error_model="numpy", cache=True)
+@njit(cache=True)
 def _softcap(x, cap):  # type: ignore[no-untyped-def]
     """Cap logits in place, shared among the threads: a vocabulary is 262,144 wide."""
-    c = np.float32(cap)
-    chunks = (x.shape[1] + _CHUNK - 1) // _CHUNK
-    for job in prange(x.shape[0] * chunks):
-        part = x[job // chunks, (job % chunks) * _CHUNK : (job % chunks + 1) * _CHUNK]
-        for i in range(part.size):
-            part[i] = c * _tanh(part[i] / c)
+    args = x.reshape(x.size), np.float32(cap)
+    fork("softcap_parts", ready("softcap_parts"), args, (x.size + _PART - 1) // _PART)
+
+
+def _softcap_parts(x, cap, first, stop):  # type: ignore[no-untyped-def]
+    _cap(x[first * _PART : stop * _PART], cap, np.float32(1.0) / cap)
+
+
+@njit(fastmath=FASTMATH, error_model="numpy", cache=True)
+def _cap(x, cap, inverse):  # type: ignore[no-untyped-def]
+    for i in range(x.size):
+        x[i] = cap * _tanh(x[i] * inverse)
+
+
+_VECTOR = types.Array(types.float32, 1, "C")
+_ENDS = types.int64, types.int64
+Kernel("gelu_parts", types.void(_VECTOR, _VECTOR, *_ENDS), _gelu_parts)
+Kernel("softcap_parts", types.void(_VECTOR, types.float32, *_ENDS), _softcap_parts)

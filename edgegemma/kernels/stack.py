@@ -8,12 +8,13 @@ layer runs, and caches and weights are handed over as addresses. Meaning: ``refe
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import types
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
@@ -25,13 +26,20 @@ from edgegemma.kernels.decoder import (
 )
 from edgegemma.kernels.held import Held, opener
 from edgegemma.kernels.kvcache import KV, check_entries, check_room
-from edgegemma.kernels.late import keyed
+from edgegemma.kernels.leader import leader
 from edgegemma.kernels.norms import _copy
 from edgegemma.kernels.prepared import Prepared
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 _NO_END = 1 << 62
+_LAYERS = types.void(
+    types.Array(types.float32, 2, "C"),
+    types.Array(types.float32, 3, "C"),
+    types.Array(types.float32, 1, "C"),
+    types.int64,
+    types.Array(types.int64, 2, "C"),
+)
 
 
 class HeldLayer(Held):
@@ -230,6 +238,5 @@ def _layers_of(cache_kind: Any, weights_kind: Any) -> Any:
             _copy(ples[:, i], ple)
             _decoder_layer(x, ple, cos, sin, position, kv, layer)
 
-    dispatcher = njit(cache=True)(layers)
-    keyed(dispatcher, f"{cache_kind} {weights_kind}")
-    return dispatcher
+    kind = hashlib.sha256(f"{cache_kind} {weights_kind}".encode()).hexdigest()
+    return leader(f"layers_{kind[:16]}", _LAYERS, layers)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, typeof, types
+from numba import njit, typeof, types
 
 from edgegemma.kernels import simd
 from edgegemma.kernels.activation import EMPTY, Rounded, _lay_row, _units
-from edgegemma.kernels.late import Kernel, call, ready
+from edgegemma.kernels.fork import fork
+from edgegemma.kernels.late import Kernel, ready
 from edgegemma.kernels.simd import Floats, Ints
 
 _WIDTH, _LANES = simd.WIDTH, simd.LANES
@@ -27,28 +28,20 @@ def _quantize_static(x, scale, bits):  # type: ignore[no-untyped-def]
     """Quantize rows of float32 [M, K] by one scale; `Rounded` with planes, total and rows only."""
     count = x.shape[0]
     units = _units(x.shape[1], bits)
-    r = Rounded(
-        np.empty((count, units * _WIDTH * 8 // bits), np.int8),
-        np.empty((0, 0), np.int32),
-        np.empty((count, _LANES), np.int32),
-        np.empty((0, 0), np.float32),
-        np.empty(0, np.int32),
-        np.empty(count, np.float32),
-    )
-    address = ready("static_row")
-    if count == 1:  # no fork and join for a single row
-        call("static_row", address, (x[0], scale, bits, r, 0))
-    else:
-        _static_rows(address, x, scale, bits, r)
+    planes = np.empty((count, units * _WIDTH * 8 // bits), np.int8)
+    total, rows = np.empty((count, _LANES), np.int32), np.empty(count, np.float32)
+    no_lanes, no_block = rows.reshape((count, 1))[:0], total.reshape(count * _LANES)[:0]
+    r = Rounded(planes, total[:0], total, no_lanes, no_block, rows)
+    fork("static_rows", ready("static_rows"), (x, scale, bits, r), count)
     return r
 
 
-@njit(cache=True, parallel=True)
-def _static_rows(address, x, scale, bits, r):  # type: ignore[no-untyped-def]
-    for m in prange(x.shape[0]):
-        call("static_row", address, (x[m], scale, bits, r, m))
+def _static_rows(x, scale, bits, r, first, stop):  # type: ignore[no-untyped-def]
+    for m in range(first, stop):
+        _static_row(x[m], scale, bits, r, m)
 
 
+@njit(cache=True)
 def _static_row(x, scale, bits, r, m):  # type: ignore[no-untyped-def]
     """Quantize one row into row m of a `Rounded`; the last unit overlaps as in `activation`."""
     q = np.zeros(r.planes.shape[1], np.int8)
@@ -68,10 +61,11 @@ def _static_row(x, scale, bits, r, m):  # type: ignore[no-untyped-def]
     _lay_row(q, r, m, bits)
 
 
+_ENDS = types.int64, types.int64
 Kernel(
-    "static_row",
+    "static_rows",
     types.void(
-        types.Array(types.float32, 1, "C"), types.float32, types.int64, typeof(EMPTY), types.int64
+        types.Array(types.float32, 2, "C"), types.float32, types.int64, typeof(EMPTY), *_ENDS
     ),
-    _static_row,
+    _static_rows,
 )

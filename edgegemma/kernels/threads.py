@@ -21,11 +21,11 @@ lock = threading.RLock()
 def calm() -> None:
     """Have waiting threads give their core away soon, unless the environment says how they wait.
 
-    OpenMP's threads wait for each other by spinning, by default for some milliseconds. A token has some 200
-    parallel regions, so where other programs want the cores too that costs seconds: a token of an E2B-sized 2-bit
+    OpenMP's threads wait for each other by spinning, by default for some milliseconds. When a token had some 200
+    parallel regions, that cost seconds where other programs wanted the cores too: a token of an E2B-sized 2-bit
     model on two busy cores took 7 to 12 s. Too few spins cost as well: a thread that went to sleep takes 20 µs to
     wake, and the same model took 52 ms a token with 300 spins, 46 ms with 20,000 on two idle cores. These are some
-    0.1 ms. libgomp reads the number when it is loaded, which is when Numba sees the first parallel function: call
+    0.1 ms. Within layers a `team` waits in its own way. libgomp reads the number when it is loaded, which is when Numba sees the first parallel function: call
     this before.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
