@@ -54,7 +54,8 @@ def decode(
     dict
         ``tokens_per_s``, ``weight_bytes`` and ``cache_bytes`` of a token, ``read_share`` and ``dot_share`` of the
         machine's, ``map_share`` of what a plain read of the mapped weights gets, ``joules`` of a token or None,
-        ``breakdown`` by function, each figure with its spread.
+        ``breakdown`` by function and, with it, ``besides``: what a token takes with products and attention left out, in
+        seconds and as a share. Each figure with its spread.
     """
     if not 1 <= setting.tokens <= MOST_TOKENS:
         raise InputError(f"tokens: got {setting.tokens}; want 1 to {MOST_TOKENS}")
@@ -85,6 +86,8 @@ def decode(
     result["breakdown"] = _breakdown(
         model, lambda: _decode(model, cache, setting.tokens), setting.tokens, breakdown
     )
+    if result["breakdown"]:
+        result["besides"] = _besides(once, setting.rounds)
     return result
 
 
@@ -196,3 +199,17 @@ def _breakdown(
     with watched(model) as profile:
         once()
     return profile.rows(units)
+
+
+def _besides(once: Callable[[], float], rounds: int) -> dict[str, Any]:
+    """Measure tokens whose products and attention are left out, in turns with whole ones; ``once`` gives tokens a second."""
+    from edgegemma.kernels.besides import products_left_out
+
+    def left_out() -> float:
+        with products_left_out():
+            return 1 / once()
+
+    left_out()  # compiled
+    found = samples.in_turns({"besides": left_out, "whole": lambda: 1 / once()}, rounds)
+    share = samples.ratio(found["besides"], found["whole"])
+    return {"seconds": asdict(samples.figure(found["besides"])), "share": asdict(share)}

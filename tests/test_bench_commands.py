@@ -71,6 +71,9 @@ def test_decode_breaks_down_by_function(tiny: Path) -> None:
     rows = {r["function"]: r["calls"] for r in found["runs"][0]["breakdown"]}
     assert rows["Head"] == 1.0
     assert "between the calls" in rows
+    besides = found["runs"][0]["besides"]
+    assert besides["seconds"]["median"] > 0
+    assert besides["share"]["count"] == 1
 
 
 def test_prefill_and_first_token_read_the_prompt(tiny: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from bench import breakdown, filling, gguf_model, meters, ops, samples, work
 from edgegemma.engine.model import open_model
 from edgegemma.errors import InputError
+from edgegemma.kernels.besides import products_left_out
 from edgegemma.package import Package
 from export.configuration import parse
 from export.names import wanted
@@ -149,6 +150,16 @@ def test_the_breakdown_names_functions_and_leaves_the_model_as_it_was(package: E
     np.testing.assert_array_equal(model.forward(*token, model.new_cache(4)), before)
     np.testing.assert_array_equal(during, before)
     assert seen.calls == calls
+
+
+def test_products_are_left_out_inside_the_block_only(package: Exporter) -> None:
+    model = open_model(package("e2b-qat-mobile", "qat-mobile"))
+    token = model.embed(np.array([5]))
+    before = model.forward(*token, model.new_cache(4))
+    with products_left_out():
+        during = model.forward(*token, model.new_cache(4))
+    assert len(np.unique(during)) == 1
+    np.testing.assert_array_equal(model.forward(*token, model.new_cache(4)), before)
 
 
 def test_every_weight_of_the_text_part_is_in_the_gguf_file(package: Exporter) -> None:

@@ -202,8 +202,15 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def _print_breakdown(run: dict[str, Any]) -> None:
+    from bench.report import spread
+
     rows = [
         (r["function"], f"{r['calls']:.2f}", f"{1e3 * r['seconds']:.3f}", f"{100 * r['share']:.1f}")
         for r in run["breakdown"]
     ]
     console.table((f"function, context {run['context']}", "calls a token", "ms a token", "%"), rows)
+    if "besides" in run:
+        seconds, share = run["besides"]["seconds"], run["besides"]["share"]
+        console.out(
+            f"with products and attention left out, a token takes {spread(seconds, 1e3, 2)} ms, {spread(share, 100)} % of a whole one"
+        )
