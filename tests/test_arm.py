@@ -45,7 +45,18 @@ def test_the_guest_is_a_pi_and_has_dot_products() -> None:
 
 @pytest.mark.parametrize(
     "part",
-    ["linear", "pair", "simd", "held", "attention", "layers", "experts", "conformer", "quantize"],
+    [
+        "fork",
+        "linear",
+        "pair",
+        "simd",
+        "held",
+        "attention",
+        "layers",
+        "experts",
+        "conformer",
+        "quantize",
+    ],
 )
 def test_kernels_agree_with_their_definition_there(part: str) -> None:
     # A child process would be an x86 program: the other paths are tested on their own machines.

@@ -26,7 +26,8 @@ _LINE = 128  # bytes: two lines of most caches, which are often fetched together
 _SPINS = 1000  # looks, some tens of microseconds, before a waiting thread offers its core to others
 _WORD = ir.IntType(64)
 _SYMBOL = "edgegemma_team"
-_PAUSES = {"x86_64": ("llvm.x86.sse2.pause", []), "aarch64": ("llvm.aarch64.hint", [1])}
+_YIELD = "llvm.aarch64.hint", [1]
+_PAUSES = {"x86_64": ("llvm.x86.sse2.pause", []), "aarch64": _YIELD, "arm64": _YIELD}
 
 # Bytes from the place of the team, or of a thread in it.
 _OPEN, _TICKETS = 0, 8
@@ -84,13 +85,15 @@ def _run(_context, function, data, part, parts):  # type: ignore[no-untyped-def]
 
 
 def _pause(_context):  # type: ignore[no-untyped-def]
-    """Let another thread of this core go first for a moment."""
+    """Let another thread of this core go first for a moment, where the CPU knows how."""
 
     def codegen(context: Any, b: Any, _signature: Any, _args: Any) -> Any:
-        name, numbers = _PAUSES[b.module.triple.split("-")[0]]
-        args = [ir.IntType(32)(number) for number in numbers]
-        kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in args])
-        b.call(cgutils.get_or_insert_function(b.module, kind, name), args)
+        architecture = b.module.triple.split("-")[0]
+        if architecture in _PAUSES:
+            name, numbers = _PAUSES[architecture]
+            args = [ir.IntType(32)(number) for number in numbers]
+            kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in args])
+            b.call(cgutils.get_or_insert_function(b.module, kind, name), args)
         return context.get_dummy_value()
 
     return types.void(), codegen
