@@ -129,7 +129,7 @@ def _chunks(matrix, r, y):  # type: ignore[no-untyped-def]
     """Share the weight rows among the threads."""
     rows, size = matrix[1].shape
     each = share(rows, size, threads.count())
-    fork("chunks", ready("chunks"), (matrix, r, y, each), (rows + each - 1) // each)
+    fork("chunks", ready("chunks"), (matrix, r, y, each), _chunks_of(matrix, each))
 
 
 def _some_chunks(matrix, r, y, each, first, stop):  # type: ignore[no-untyped-def]
@@ -139,25 +139,27 @@ def _some_chunks(matrix, r, y, each, first, stop):  # type: ignore[no-untyped-de
 
 @njit(cache=True)
 def _pair_chunks(first, second, r, v_r, y, z):  # type: ignore[no-untyped-def]
-    """Share the weight rows of two matrices among the threads, so that each has its part of both."""
+    """Share the weight rows of two matrices among the threads."""
     count = threads.count()
     each = share(first[1].shape[0], first[1].shape[1], count)
     v_each = share(second[1].shape[0], second[1].shape[1], count)
-    fork(
-        "pair_chunks",
-        ready("pair_chunks"),
-        (first, second, r, v_r, y, z, each, v_each, count),
-        count,
-    )
+    jobs = _chunks_of(first, each) + _chunks_of(second, v_each)
+    args = first, second, r, v_r, y, z, each, v_each
+    fork("pair_chunks", ready("pair_chunks"), args, jobs)
 
 
-def _some_pair_chunks(first, second, r, v_r, y, z, each, v_each, count, thread, stop):  # type: ignore[no-untyped-def]
-    turns = (first[1].shape[0] + each * count - 1) // (each * count)
-    for c in range(thread * turns, stop * turns):
-        _chunk(first, r, y, c, each)
-    turns = (second[1].shape[0] + v_each * count - 1) // (v_each * count)
-    for c in range(thread * turns, stop * turns):
-        _chunk(second, v_r, z, c, v_each)
+def _some_pair_chunks(first, second, r, v_r, y, z, each, v_each, job, stop):  # type: ignore[no-untyped-def]
+    before = _chunks_of(first, each)
+    for c in range(job, stop):
+        if c < before:
+            _chunk(first, r, y, c, each)
+        else:
+            _chunk(second, v_r, z, c - before, v_each)
+
+
+@njit(cache=True)
+def _chunks_of(matrix, each):  # type: ignore[no-untyped-def]
+    return (matrix[1].shape[0] + each - 1) // each
 
 
 def _make_integers(bits: int) -> Any:
@@ -269,7 +271,7 @@ for _bits in (2, 4, 8):
 _PREPARED, _ROUNDED = types.Tuple((_INT, _PACKED, _MATRIX, _FLOAT, _INT)), typeof(EMPTY)
 Kernel("chunks", types.void(_PREPARED, _ROUNDED, _MATRIX, *[_INT] * 3), _some_chunks)
 _PAIR = _PREPARED, _PREPARED, _ROUNDED, _ROUNDED, _MATRIX, _MATRIX
-Kernel("pair_chunks", types.void(*_PAIR, *[_INT] * 5), _some_pair_chunks)
+Kernel("pair_chunks", types.void(*_PAIR, *[_INT] * 4), _some_pair_chunks)
 _TAKES = _PACKED, _MATRIX, _VECTOR, _INT, _INT, _MATRIX
 Kernel("codes", types.void(_MATRIX, *_TAKES), _codes)
 Kernel("pair", types.void(_MATRIX, *_TAKES, *_TAKES), _pair)

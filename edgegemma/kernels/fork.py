@@ -21,9 +21,9 @@ _POOL = ir.FunctionType(ir.VoidType(), [_BYTE] * 5 + [_WORD] * 3)
 
 
 def _fork(_context, name, address, args, jobs):  # type: ignore[no-untyped-def]
-    """Call the kernel at an address on all threads: with the arguments, and the first and the end of a thread's jobs.
+    """Call the kernel at an address on all threads: with the arguments, and the first and the end of some jobs.
 
-    ``name`` tells its signature. The jobs are 0 to ``jobs - 1``, as many for each thread. Where a call raises, so does this.
+    ``name`` tells its signature. The jobs are 0 to ``jobs - 1``, each in one of the calls. Where a call raises, so does this.
     """
     signature = KERNELS[name.literal_value].signature
 
@@ -45,7 +45,7 @@ def _fork(_context, name, address, args, jobs):  # type: ignore[no-untyped-def]
                 b.call(share, [at, _WORD(0), _WORD(1), _WORD(1)])
             with together, b.if_else(cgutils.is_not_null(b, opened)) as (by_team, by_pool):
                 with by_team:
-                    given = [b.ptrtoint(share, _WORD), at]
+                    given = [b.ptrtoint(share, _WORD), at, values[3]]
                     _call_kernel(context, b, "hand_out", _address_of(b, "hand_out"), given)
                 with by_pool:
                     _ask_pool(b, share, at, count)

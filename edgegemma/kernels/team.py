@@ -1,8 +1,11 @@
-"""Threads that wait for work, awake, while one of them goes through the layers of a token.
+"""Threads that wait for work, awake, while one of them goes through layers.
 
-Asking Numba's pool for help costs one or two microseconds, and a token asks some 200 times. So the pool is asked once: its threads
-`serve` until the team is closed, and a job is handed to each through a line of the cache. The one who leads never
-counts on a thread that has not come yet: work goes to those who are there, and what nobody takes it does itself.
+Asking Numba's pool for help costs one or two microseconds where its threads are awake, milliseconds where other programs want the
+cores, and a token asks some 200 times. So the pool is asked once: its threads `serve` until the team is closed.
+
+A job is cut into parts, of which each thread has its own. Whoever is done with these takes others': a slow core does fewer, and
+a thread that other programs keep from running, or that has not come yet, none. The leader waits for those alone that somebody
+else has begun.
 
 Only one thread leads at a time: `threads.lock`.
 """
@@ -29,12 +32,18 @@ _SYMBOL = "edgegemma_team"
 _YIELD = "llvm.aarch64.hint", [1]
 _PAUSES = {"x86_64": ("llvm.x86.sse2.pause", []), "aarch64": _YIELD, "arm64": _YIELD}
 
-# Bytes from the place of the team, or of a thread in it.
-_OPEN, _TICKETS = 0, 8
-_TICKET, _FUNCTION, _DATA, _PART, _PARTS, _JOINED = 0, 8, 16, 24, 32, 40  # the leader writes
-_PRESENT, _DONE = _LINE, _LINE + 8  # the thread writes
+_EACH = 64  # parts, at most, of a thread
+_SEARCH = 64  # looks at its own parts between two at others'
 
-_size = (2 * int(vars(numba.config)["NUMBA_NUM_THREADS"]) - 1) * _LINE
+# Bytes from the team's place, lines that are written at different times by different threads. The state of a thread's parts is
+# the job's ticket, the end of them, and the next that nobody has taken: 32, 16 and 16 bits.
+_OPEN = 0
+_TICKETS, _FUNCTION, _DATA, _PARTS = _LINE, _LINE + 8, _LINE + 16, _LINE + 24
+_DONE = 2 * _LINE  # parts that those who serve have done
+_STATES = 3 * _LINE  # a line each
+_HALF = (1 << 16) - 1
+
+_size = _STATES + int(vars(numba.config)["NUMBA_NUM_THREADS"]) * _LINE
 _room = ctypes.create_string_buffer(_size + _LINE)
 llvm.add_symbol(_SYMBOL, -(-ctypes.addressof(_room) // _LINE) * _LINE)
 
@@ -67,6 +76,27 @@ def _write(_context, place, word):  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, b: Any, _signature: Any, args: Any) -> Any:
         b.store_atomic(args[1], b.inttoptr(args[0], _WORD.as_pointer()), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+def _take(_context, place, word):  # type: ignore[no-untyped-def]
+    """Add one to a word if it is still the one given; tell whether it was."""
+
+    def codegen(_context: Any, b: Any, _signature: Any, args: Any) -> Any:
+        place, word = b.inttoptr(args[0], _WORD.as_pointer()), args[1]
+        found = b.cmpxchg(place, word, b.add(word, _WORD(1)), "acq_rel", "acquire")
+        return b.extract_value(found, 1)
+
+    return types.boolean(types.int64, types.int64), codegen
+
+
+def _add(_context, place, number):  # type: ignore[no-untyped-def]
+    """Add to a word, after everything that came before was written."""
+
+    def codegen(context: Any, b: Any, _signature: Any, args: Any) -> Any:
+        b.atomic_rmw("add", b.inttoptr(args[0], _WORD.as_pointer()), args[1], "acq_rel")
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
@@ -113,6 +143,8 @@ def _give_way(_context):  # type: ignore[no-untyped-def]
 team: Any = intrinsic(_team)
 read: Any = intrinsic(_read)
 write: Any = intrinsic(_write)
+take: Any = intrinsic(_take)
+add: Any = intrinsic(_add)
 run: Any = intrinsic(_run)
 pause: Any = intrinsic(_pause)
 give_way: Any = intrinsic(_give_way)
@@ -125,12 +157,6 @@ def _wait(looks):  # type: ignore[no-untyped-def]
     if looks % _SPINS == _SPINS - 1:
         give_way()
     return looks + 1
-
-
-@njit(cache=True)
-def _of(thread):  # type: ignore[no-untyped-def]
-    """Give the place of a thread, 1 or more, in the team."""
-    return team() + (2 * thread - 1) * _LINE
 
 
 @njit(cache=True)
@@ -147,46 +173,60 @@ def close_team():  # type: ignore[no-untyped-def]
     write(team() + _OPEN, 0)
 
 
+@njit(cache=True)
+def _work(thread):  # type: ignore[no-untyped-def]
+    """Take parts of a thread's, and do them, until none is left; give how many."""
+    place, done = team() + _STATES + thread * _LINE, 0
+    while True:
+        state = read(place)
+        part = state & _HALF
+        if part == state >> 16 & _HALF:
+            return done
+        function, data = read(team() + _FUNCTION), read(team() + _DATA)
+        parts = read(team() + _PARTS)
+        if take(place, state):  # so the job is still the one that was read
+            run(function, data, part, parts)
+            done += 1
+
+
+@njit(cache=True)
+def _work_for_others(thread):  # type: ignore[no-untyped-def]
+    done = 0
+    for other in range(threads.count()):
+        if other != thread:
+            done += _work(other)
+    return done
+
+
 def _serve(thread):  # type: ignore[no-untyped-def]
-    """Do what is handed to a thread until the team is closed."""
-    place, opened = _of(thread), read(team() + _OPEN)
-    seen, looks = read(place + _TICKET), 0
-    write(place + _PRESENT, opened)
+    """Do what is handed out until the team is closed."""
+    opened, looks = read(team() + _OPEN), 0
     while opened != 0 and read(team() + _OPEN) == opened:
-        ticket = read(place + _TICKET)
-        if ticket == seen:
-            looks = _wait(looks)
-            continue
-        seen, looks = ticket, 0
-        function, data = read(place + _FUNCTION), read(place + _DATA)
-        run(function, data, read(place + _PART), read(place + _PARTS))
-        write(place + _DONE, ticket)
+        done = _work(thread)
+        if done > 0 or looks % _SEARCH == 0:
+            done += _work_for_others(thread)
+        if done > 0:
+            add(team() + _DONE, done)
+        looks = 1 if done > 0 else _wait(looks)
 
 
-def _hand_out(function, data):  # type: ignore[no-untyped-def]
-    """Have those who are there do a job together with this thread."""
-    opened, count, parts = read(team() + _OPEN), threads.count(), 1
-    for thread in range(1, count):
-        place = _of(thread)
-        joined = read(place + _PRESENT) == opened
-        write(place + _JOINED, parts if joined else 0)
-        parts += joined
+def _hand_out(function, data, jobs):  # type: ignore[no-untyped-def]
+    """Do jobs together with those who serve."""
+    count = threads.count()
+    parts = min(jobs, _EACH * count)
     ticket = read(team() + _TICKETS) + 1
     write(team() + _TICKETS, ticket)
-    for thread in range(1, count):
-        place = _of(thread)
-        if read(place + _JOINED) > 0:
-            write(place + _FUNCTION, function)
-            write(place + _DATA, data)
-            write(place + _PART, read(place + _JOINED))
-            write(place + _PARTS, parts)
-            write(place + _TICKET, ticket)
-    run(function, data, 0, parts)
-    for thread in range(1, count):
-        place, looks = _of(thread), 0
-        while read(place + _JOINED) > 0 and read(place + _DONE) != ticket:
-            looks = _wait(looks)
+    write(team() + _FUNCTION, function)
+    write(team() + _DATA, data)
+    write(team() + _PARTS, parts)
+    write(team() + _DONE, 0)
+    for thread in range(count - 1, -1, -1):
+        first, stop = parts * thread // count, parts * (thread + 1) // count
+        write(team() + _STATES + thread * _LINE, ticket << 32 | stop << 16 | first)
+    own, looks = _work(0) + _work_for_others(0), 0
+    while read(team() + _DONE) != parts - own:
+        looks = _wait(looks)
 
 
 Kernel("serve", types.void(types.int64), _serve)
-Kernel("hand_out", types.void(types.int64, types.int64), _hand_out)
+Kernel("hand_out", types.void(types.int64, types.int64, types.int64), _hand_out)
