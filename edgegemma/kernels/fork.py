@@ -24,6 +24,7 @@ def _fork(_context, name, address, args, jobs):  # type: ignore[no-untyped-def]
     """Call the kernel at an address on all threads: with the arguments, and the first and the end of some jobs.
 
     ``name`` tells its signature. The jobs are 0 to ``jobs - 1``, each in one of the calls. Where a call raises, so does this.
+    A kernel that is shared so shares nothing itself: the team has one job at a time.
     """
     signature = KERNELS[name.literal_value].signature
 
