@@ -11,7 +11,7 @@ from numba import njit, types
 from edgegemma.kernels import threads
 from edgegemma.kernels.fork import fork, gather
 from edgegemma.kernels.late import Kernel, ready
-from edgegemma.kernels.team import close_team, open_team
+from edgegemma.kernels.team import open_team, team, write
 
 COUNTS = types.Array(types.int64, 1, "C")
 _JOB = types.void(COUNTS, types.int64, types.int64)
@@ -69,7 +69,7 @@ def by_nobody_else(counts):  # type: ignore[no-untyped-def]
     ready("hand_out")
     open_team()
     fork("count_jobs", address, (counts,), counts.size)
-    close_team()
+    write(team(), 0)  # closed
 
 
 @njit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,12 +124,12 @@ def _audio_layer_of(kind: Any) -> Any:
     """Compile a layer whose weights are of a kind."""
     weights_at = opener(kind)
 
-    def layer(x, position, key, value, conv, address):  # type: ignore[no-untyped-def]
+    def audio_layer(x, position, key, value, conv, address):  # type: ignore[no-untyped-def]
         _audio_layer(x, position, key, value, conv, weights_at(address))
 
     rows = types.Array(types.float32, 2, "C")
-    name = "audio_layer_" + hashlib.sha256(str(kind).encode()).hexdigest()[:16]
-    return leader(name, types.void(rows, types.int64, rows, rows, rows, types.int64), layer)
+    signature = types.void(rows, types.int64, rows, rows, rows, types.int64)
+    return leader(str(kind), signature, audio_layer)
 
 
 @njit(inline="always")

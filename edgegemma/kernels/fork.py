@@ -10,8 +10,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from edgegemma.kernels.held import uncounted
-from edgegemma.kernels.late import KERNELS
+from edgegemma.kernels.late import KERNELS, call_at, cell_of
 from edgegemma.kernels.team import team_word
+from edgegemma.kernels.threads import count_of
 
 _BYTE, _WORD = ir.IntType(8).as_pointer(), ir.IntType(64)
 _WORDS = _WORD.as_pointer()
@@ -29,16 +30,15 @@ def _fork(_context, name, address, args, jobs):  # type: ignore[no-untyped-def]
     signature = KERNELS[name.literal_value].signature
 
     def codegen(context: Any, b: Any, _signature: Any, values: Any) -> Any:
-        work = _Work(context, b, signature, values[1:])
-        share = work.function(_SHARE)
-        s = ir.IRBuilder(share.append_basic_block())
+        work = _Work(context, b, name.literal_value, values[1:])
+        share, s = _internal(b.module, _SHARE, "edgegemma_share")
         place, first, last, parts = share.args
         fields = work.fields(s, place)
         start, stop = (s.sdiv(s.mul(fields[2], part), parts) for part in (first, last))
         with s.if_then(s.icmp_signed("<", start, stop)):
             work.call(s, place, [start, stop])
         s.ret_void()
-        count, at = _count(b), b.ptrtoint(work.place, _WORD)
+        count, at = count_of(b), b.ptrtoint(work.place, _WORD)
         none = b.icmp_signed("==", count, _WORD(1)), b.icmp_signed("<=", values[3], _WORD(1))
         opened = b.load_atomic(team_word(b.module), "acquire", 8)
         with b.if_else(b.or_(*none)) as (alone, together):
@@ -47,10 +47,11 @@ def _fork(_context, name, address, args, jobs):  # type: ignore[no-untyped-def]
             with together, b.if_else(cgutils.is_not_null(b, opened)) as (by_team, by_pool):
                 with by_team:
                     given = [b.ptrtoint(share, _WORD), at, values[3]]
-                    _call_kernel(context, b, "hand_out", _address_of(b, "hand_out"), given)
+                    address = b.load(cell_of(b.module, "hand_out"))
+                    call_at(context, b, "hand_out", address, given)
                 with by_pool:
                     _ask_pool(b, share, at, count)
-        work.raise_failed(b, name.literal_value)
+        work.raise_failed(b)
         return context.get_dummy_value()
 
     return types.void(name, types.int64, types.Tuple(signature.args[:-2]), types.int64), codegen
@@ -64,19 +65,18 @@ def _gather(_context, name, address, args, serve):  # type: ignore[no-untyped-de
     signature = KERNELS[name.literal_value].signature
 
     def codegen(context: Any, b: Any, _signature: Any, values: Any) -> Any:
-        work = _Work(context, b, signature, values[1:])
-        share = work.function(_SHARE)
-        s = ir.IRBuilder(share.append_basic_block())
+        work = _Work(context, b, name.literal_value, values[1:])
+        share, s = _internal(b.module, _SHARE, "edgegemma_share")
         place, first, last, _ = share.args
         with s.if_then(s.icmp_signed("==", first, _WORD(0))):
             work.call(s, place, [])
             s.store_atomic(_WORD(0), team_word(s.module), "release", 8)
         with s.if_then(s.icmp_signed(">", last, _WORD(1))):
             thread = s.select(s.icmp_signed(">", first, _WORD(1)), first, _WORD(1))
-            _call_kernel(context, s, "serve", work.fields(s, place)[2], [thread])
+            call_at(context, s, "serve", work.fields(s, place)[2], [thread])
         s.ret_void()
-        _ask_pool(b, share, b.ptrtoint(work.place, _WORD), _count(b))
-        work.raise_failed(b, name.literal_value)
+        _ask_pool(b, share, b.ptrtoint(work.place, _WORD), count_of(b))
+        work.raise_failed(b)
         return context.get_dummy_value()
 
     return types.void(name, types.int64, types.Tuple(signature.args), types.int64), codegen
@@ -89,21 +89,15 @@ class _Work:
     the rest of a fork takes.
     """
 
-    def __init__(self, context: Any, b: Any, signature: Any, values: Any) -> None:
+    def __init__(self, context: Any, b: Any, name: str, values: Any) -> None:
         address, args, number = values
-        self._context, self._module, self._signature = context, b.module, signature
-        self._count = len(args.type.elements)
-        args = uncounted(context, b, types.Tuple(signature.args[: self._count]), args)
+        self._context, self._name, self._count = context, name, len(args.type.elements)
+        kinds = KERNELS[name].signature.args[: self._count]
+        args = uncounted(context, b, types.Tuple(kinds), args)
         fields = cgutils.pack_struct(b, [_WORD(0), address, number, args])
         self._kind = fields.type.as_pointer()
         self.place = cgutils.alloca_once(b, fields.type)
         b.store(fields, self.place)
-
-    def function(self, kind: Any) -> Any:
-        """Make an empty function of the module."""
-        function = ir.Function(self._module, kind, self._module.get_unique_name("edgegemma_share"))
-        function.linkage = "internal"
-        return function
 
     def fields(self, b: Any, place: Any) -> Any:
         """Read what is at an address: failed, the kernel's address, the number, the arguments."""
@@ -112,31 +106,28 @@ class _Work:
     def call(self, b: Any, place: Any, more: list[Any]) -> None:
         """Call the kernel with its arguments and more; note it if that fails."""
         _, address, _, args = self.fields(b, place)
-        convention, result = self._context.call_conv, self._signature.return_type
-        kind = convention.get_function_type(result, self._signature.args)
         given = [*cgutils.unpack_tuple(b, args, self._count), *more]
-        kernel = b.inttoptr(address, kind.as_pointer())
-        status, _ = convention.call_function(b, kernel, result, self._signature.args, given)
+        status = call_at(self._context, b, self._name, address, given)
         with cgutils.if_unlikely(b, status.is_error):
             b.store(_WORD(1), cgutils.gep_inbounds(b, b.inttoptr(place, self._kind), 0, 0))
 
-    def raise_failed(self, b: Any, name: str) -> None:
+    def raise_failed(self, b: Any) -> None:
         """Raise if a call failed."""
         failed = b.load(cgutils.gep_inbounds(b, self.place, 0, 0))
         with cgutils.if_unlikely(b, cgutils.is_not_null(b, failed)):
-            self._context.call_conv.return_user_exc(b, RuntimeError, (f"{name} failed",))
+            self._context.call_conv.return_user_exc(b, RuntimeError, (f"{self._name} failed",))
 
 
-def _count(b: Any) -> Any:
-    kind = ir.FunctionType(_WORD, [])
-    return b.call(cgutils.get_or_insert_function(b.module, kind, "get_num_threads"), [])
+def _internal(module: Any, kind: Any, name: str) -> tuple[Any, Any]:
+    """Make a function that only this module knows; give it and the builder of what it does."""
+    function = ir.Function(module, kind, module.get_unique_name(name))
+    function.linkage = "internal"
+    return function, ir.IRBuilder(function.append_basic_block())
 
 
 def _ask_pool(b: Any, share: Any, place: Any, count: Any) -> None:
     """Have the pool call a function on each thread, with an address, the thread's number, the next, and their count."""
-    pooled = ir.Function(b.module, _POOLED, b.module.get_unique_name("edgegemma_pooled"))
-    pooled.linkage = "internal"
-    p = ir.IRBuilder(pooled.append_basic_block())
+    pooled, p = _internal(b.module, _POOLED, "edgegemma_pooled")
     pointers, counts, _, data = pooled.args
     first = p.ptrtoint(p.load(pointers), _WORD)
     work = p.bitcast(data, _WORDS)
@@ -150,20 +141,6 @@ def _ask_pool(b: Any, share: Any, place: Any, count: Any) -> None:
     pool = cgutils.get_or_insert_function(b.module, _POOL, "numba_parallel_for")
     given = [b.bitcast(pointer, _BYTE) for pointer in (pooled, none, dimension, step, data)]
     b.call(pool, [*given, _WORD(0), _WORD(1), count])
-
-
-def _address_of(b: Any, name: str) -> Any:
-    """Read the address of a kernel that is `ready`."""
-    symbol = KERNELS[name].symbol
-    return b.load(b.module.globals.get(symbol) or ir.GlobalVariable(b.module, _WORD, symbol))
-
-
-def _call_kernel(context: Any, b: Any, name: str, address: Any, given: list[Any]) -> None:
-    """Call a kernel that raises nothing."""
-    signature = KERNELS[name].signature
-    kind = context.call_conv.get_function_type(signature.return_type, signature.args)
-    kernel = b.inttoptr(address, kind.as_pointer())
-    context.call_conv.call_function(b, kernel, signature.return_type, signature.args, given)
 
 
 fork: Any = intrinsic(prefer_literal=True)(_fork)

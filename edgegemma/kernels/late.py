@@ -9,7 +9,7 @@ for the address with `ready` and jumps there with `call`.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -79,15 +79,29 @@ numba.get_num_threads()
 llvm.add_symbol(_FILL, ctypes.cast(_fill, ctypes.c_void_p).value)
 
 
+def cell_of(module: Any, name: str) -> Any:
+    """Give the word that holds a kernel's address, in LLVM's terms."""
+    symbol = KERNELS[name].symbol
+    return module.globals.get(symbol) or ir.GlobalVariable(module, _WORD, symbol)
+
+
+def call_at(context: Any, b: Any, name: str, address: Any, given: Sequence[Any]) -> Any:
+    """Call the kernel at an address, in LLVM's terms; ``name`` tells its signature. Gives Numba's status."""
+    signature, convention = KERNELS[name].signature, context.call_conv
+    result, args = signature.return_type, signature.args
+    function = b.inttoptr(address, convention.get_function_type(result, args).as_pointer())
+    return convention.call_function(b, function, result, args, given)[0]
+
+
 def _ready(_context, name):  # type: ignore[no-untyped-def]
     """Give the address of a kernel, filling its cell if it is empty.
 
-    Never within a parallel region: there it would wait for an interpreter that waits for it.
+    Within a parallel region only where the interpreter's lock is free, as a `leader` leaves it: else it would wait for an
+    interpreter that waits for it.
     """
 
     def codegen(context: Any, b: Any, _signature: Any, _args: Any) -> Any:
-        symbol = KERNELS[name.literal_value].symbol
-        cell = b.module.globals.get(symbol) or ir.GlobalVariable(b.module, _WORD, symbol)
+        cell = cell_of(b.module, name.literal_value)
         address = cgutils.alloca_once_value(b, b.load(cell))
         empty = b.icmp_unsigned("==", b.load(address), ir.Constant(_WORD, 0))
         with b.if_then(empty, likely=False):
@@ -109,12 +123,10 @@ def _call(_context, name, address, args):  # type: ignore[no-untyped-def]
     signature = KERNELS[name.literal_value].signature
 
     def codegen(context: Any, b: Any, _signature: Any, values: Any) -> Any:
-        convention, result, args = context.call_conv, signature.return_type, signature.args
-        function = b.inttoptr(values[1], convention.get_function_type(result, args).as_pointer())
-        given = cgutils.unpack_tuple(b, values[2], len(args))
-        status, _ = convention.call_function(b, function, result, args, given)
+        given = cgutils.unpack_tuple(b, values[2], len(signature.args))
+        status = call_at(context, b, name.literal_value, values[1], given)
         with cgutils.if_unlikely(b, status.is_error):
-            convention.return_status_propagate(b, status)
+            context.call_conv.return_status_propagate(b, status)
         return context.get_dummy_value()
 
     return types.void(name, types.int64, types.Tuple(signature.args)), codegen

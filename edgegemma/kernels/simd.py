@@ -116,17 +116,27 @@ def _call(b: Any, name: str, result: Any, *values: Any) -> Any:
     return b.call(cgutils.get_or_insert_function(b.module, kind, name), values)
 
 
-def _plain_array(_context, array):  # type: ignore[no-untyped-def]
-    """Forget that an array is read-only, so that one compiled kernel serves both kinds."""
+def _plain_arrays(_context, given):  # type: ignore[no-untyped-def]
+    """Forget that an array, or those of a tuple, are read-only, so that one compiled kernel serves both kinds."""
+    several = isinstance(given, types.BaseTuple)
+    kinds = [
+        kind.copy(readonly=False) if isinstance(kind, types.Array) else kind
+        for kind in (given if several else [given])
+    ]
+    result = types.Tuple(kinds) if several else kinds[0]
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        context.nrt.incref(builder, signature.return_type, args[0])
-        return args[0]
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        (value,) = args
+        if several:
+            parts = cgutils.unpack_tuple(builder, value, len(kinds))
+            value = context.make_tuple(builder, result, parts)
+        context.nrt.incref(builder, result, value)
+        return value
 
-    return array.copy(readonly=False)(array), codegen
+    return result(given), codegen
 
 
-plain: Any = intrinsic(_plain_array)
+plain: Any = intrinsic(_plain_arrays)
 
 
 @_verb(Bytes, ARRAY, types.intp)

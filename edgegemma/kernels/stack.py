@@ -8,7 +8,6 @@ layer runs, and caches and weights are handed over as addresses. Meaning: ``refe
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -238,5 +237,4 @@ def _layers_of(cache_kind: Any, weights_kind: Any) -> Any:
             _copy(ples[:, i], ple)
             _decoder_layer(x, ple, cos, sin, position, kv, layer)
 
-    kind = hashlib.sha256(f"{cache_kind} {weights_kind}".encode()).hexdigest()
-    return leader(f"layers_{kind[:16]}", _LAYERS, layers)
+    return leader(f"{cache_kind} {weights_kind}", _LAYERS, layers)

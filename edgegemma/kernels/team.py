@@ -19,11 +19,11 @@ import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from edgegemma.kernels import threads
 from edgegemma.kernels.late import Kernel
+from edgegemma.kernels.simd import _call
 
 _LINE = 128  # bytes: two lines of most caches, which are often fetched together
 _SPINS = 1000  # looks, some tens of microseconds, before a waiting thread offers its core to others
@@ -121,9 +121,7 @@ def _pause(_context):  # type: ignore[no-untyped-def]
         architecture = b.module.triple.split("-")[0]
         if architecture in _PAUSES:
             name, numbers = _PAUSES[architecture]
-            args = [ir.IntType(32)(number) for number in numbers]
-            kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in args])
-            b.call(cgutils.get_or_insert_function(b.module, kind, name), args)
+            _call(b, name, ir.VoidType(), *map(ir.IntType(32), numbers))
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -133,8 +131,7 @@ def _give_way(_context):  # type: ignore[no-untyped-def]
     """Offer the core to other threads."""
 
     def codegen(context: Any, b: Any, _signature: Any, _args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [])
-        b.call(cgutils.get_or_insert_function(b.module, kind, "sched_yield"), [])
+        _call(b, "sched_yield", ir.IntType(32))
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -165,12 +162,6 @@ def open_team():  # type: ignore[no-untyped-def]
     ticket = read(team() + _TICKETS) + 1
     write(team() + _TICKETS, ticket)
     write(team() + _OPEN, ticket)
-
-
-@njit(cache=True)
-def close_team():  # type: ignore[no-untyped-def]
-    """Send those who serve away."""
-    write(team() + _OPEN, 0)
 
 
 @njit(cache=True)

@@ -46,12 +46,17 @@ def use(count: int) -> int:
     return allowed
 
 
+def count_of(b: Any) -> Any:
+    """Give the number of threads, in LLVM's terms."""
+    kind = ir.FunctionType(ir.IntType(64), [])
+    return b.call(cgutils.get_or_insert_function(b.module, kind, "get_num_threads"), [])
+
+
 def _count(_context):  # type: ignore[no-untyped-def]
     """Give the number of threads, in compiled code: `numba.get_num_threads` cannot be kept in the cache."""
 
     def codegen(_context: Any, b: Any, _signature: Any, _args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(64), [])
-        return b.call(cgutils.get_or_insert_function(b.module, kind, "get_num_threads"), [])
+        return count_of(b)
 
     return types.int64(), codegen
 
