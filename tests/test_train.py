@@ -19,7 +19,8 @@ import torch
 from train import batches, compare, listening, phones, splices
 from train.features import MELS, Clip
 from train.guidance import NEXT, UNKNOWN, best_path, windows
-from train.loop import DECODER, TOWER, Run, fit, quantized_parts
+from train.loop import DECODER, TOWER, Run, quantized_parts
+from train.processes import fit
 from train.recordings import Recording, chosen_keys, divided
 from train.schedule import WEIGHTS, Settings
 from train.sources import may_train

@@ -66,10 +66,10 @@ def corpus(options: argparse.Namespace) -> None:
 
 def fit(options: argparse.Namespace) -> None:
     """Train, or go on training."""
-    from train import loop
+    from train import processes
 
     settings = Settings(cycles=tuple(options.cycles), processes=options.processes)
-    loop.fit(options.work, _tokenizer(options.work), settings)
+    processes.fit(options.work, _tokenizer(options.work), settings)
 
 
 def export(options: argparse.Namespace) -> None:

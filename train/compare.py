@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 
 from quant.qat.weights import quantize
 from train.bits import PLAN
-from train.loop import DECODER, TOWER, fit
+from train.loop import DECODER, TOWER
+from train.processes import fit
 from train.saved import saved_model
 from train.schedule import OtherRunError, Settings
 

@@ -1,8 +1,7 @@
-"""Training: a run of steps that can be stopped and gone on with, in several processes.
+"""Training: a run of steps that can be stopped and gone on with.
 
 A run is saved every few minutes; started again, it goes on from there with the batches it would have
-seen. Each process trains on batches of its own with one thread and the gradients are averaged: on a
-busy machine that wastes far less than threads that wait for each other in every operation.
+seen.
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 
 from quant.qat.activations import round_activations, rounds_activations
 from quant.qat.weights import is_quantized, quantize
@@ -28,7 +26,6 @@ from train.architecture import TEXT, new_model
 from train.bank import Bank, fill
 from train.batches import Batch, SoftBatch, TrainingClips
 from train.bits import PLAN
-from train.children import end_with_parent
 from train.evaluate import error_rate, heard, transcribe
 from train.features import Shard
 from train.gradients import averaged
@@ -314,28 +311,3 @@ class Run:
                 self._started = time.monotonic()
             if self._done:
                 return
-
-
-def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
-    end_with_parent()
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=(work / "run" / "meeting").absolute().as_uri(),
-        rank=rank,
-        world_size=settings.processes,
-        timeout=timedelta(hours=1),
-    )
-    Run(work, Tokenizer.from_str(tokenizer), settings, rank).train()
-    distributed.destroy_process_group()
-
-
-def fit(work: Path, tokenizer: Tokenizer, settings: Settings) -> None:
-    """Train in several processes until the steps are done; raise OtherRunError if the run has other settings."""
-    folder = work / "run"
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "state.pt").exists():
-        settings.check_goes_on(torch.load(folder / "state.pt", weights_only=True)["settings"])
-    (folder / "meeting").unlink(missing_ok=True)  # where the processes find each other
-    arguments = (work, tokenizer.to_str(), settings)
-    multiprocessing.spawn(_worker, arguments, nprocs=settings.processes)
