@@ -167,6 +167,19 @@ def test_a_run_that_was_stopped_ends_where_one_in_one_piece_does(work: Path) -> 
     assert not [name for name in want if not torch.equal(want[name], found[name])]
 
 
+def test_a_later_tower_learns_the_words_that_the_first_one_did(work: Path) -> None:
+    torch.set_num_threads(1)
+    tokenizer = train_tokenizer(SAID * 5)
+    run = Run(work, tokenizer, SHORT)
+    trained(run, 4)  # the tower's turn
+    learnt = run._word_table.detach().clone()
+    trained(run, 7)  # the decoder's, and a step of the tower's next
+    assert not torch.equal(run.model.model.language_model.embed_tokens.weight, learnt)
+    assert torch.equal(run._word_table, learnt)
+    run.save()
+    assert torch.equal(Run(work, tokenizer, SHORT)._word_table, learnt)
+
+
 def test_a_run_goes_on_with_its_own_settings_only(work: Path) -> None:
     tokenizer = train_tokenizer(SAID * 5)
     Run(work, tokenizer, SHORT).save()

@@ -91,7 +91,7 @@ def test_what_a_piece_is_taken_for_is_that_of_all_processes() -> None:
 
 def test_the_rate_falls_to_nothing_for_the_tower_and_for_the_decoder_in_every_cycle() -> None:
     settings = Settings(cycles=(1_000, 500, 400))
-    parts = ((0, 1_000, 0.54), (1_000, 500, 0.5), (1_500, 400, 0.5))
+    parts = ((0, 1_000, 0.54), (1_000, 500, 0.65), (1_500, 400, 0.65))
     for cycle, (start, length, turn) in enumerate(parts):
         tower, decoder = start + round(turn * length), start + length
         peak = settings.peak_rate / (2 if cycle else 1)
@@ -104,7 +104,7 @@ def test_spliced_sentences_are_heard_only_once_the_recordings_can_be_cut() -> No
     settings = Settings(cycles=(100, 60))
     heard = [settings.kinds(step).get("spliced", 0) > 0 for step in range(settings.steps)]
     assert heard == [False] * 12 + [True] * 148
-    for step in (0, 5, 120):
+    for step in (0, 5, 90, 120):
         assert sum(settings.kinds(step).values()) == pytest.approx(1)
 
 
@@ -117,7 +117,7 @@ def test_the_steps_at_which_a_cycle_ends_are_known() -> None:
 def test_tower_and_decoder_take_turns_and_what_has_begun_goes_on() -> None:
     settings = Settings(cycles=(100, 100))
     stages = "".join(settings.stage(step)[0] for step in range(settings.steps))
-    assert stages == "t" * 54 + "d" * 46 + "t" * 50 + "d" * 50
+    assert stages == "t" * 54 + "d" * 46 + "t" * 65 + "d" * 35
     begun = [settings.reached(settings.quantised_from, step) for step in range(settings.steps)]
     assert begun == [step >= 88 for step in range(settings.steps)]
     assert not any(settings.reached(settings.static_from, s) for s in range(settings.steps))

@@ -66,12 +66,12 @@ class Spoken:
 
 
 @torch.no_grad()
-def heard(model: Any, batch: Batch) -> tuple[Any, ...]:
+def heard(model: Any, table: torch.Tensor, batch: Batch) -> tuple[Any, ...]:
     """Return the soft tokens of each clip, CTC's paths, and how pieces are taken for each other."""
     with short():
         out = model.model.get_audio_features(batch.features, batch.mask)
     soft = out.pooler_output[out.attention_mask].float()
-    scores = word_scores(model, soft, batch).numpy()
+    scores = word_scores(table, soft, batch).numpy()
     targets = [part.tolist() for part in batch.words.split(batch.word_lengths.tolist())]
     paths = best_path(scores, targets, batch.token_lengths.tolist())
     confused = np.zeros((VOCABULARY, VOCABULARY), dtype=np.float32)
@@ -81,14 +81,16 @@ def heard(model: Any, batch: Batch) -> tuple[Any, ...]:
     return soft.split(batch.token_lengths.tolist()), paths, targets, confused
 
 
-def fill(model: Any, clips: TrainingClips, path: Path, rank: int, processes: int) -> None:
+def fill(
+    model: Any, table: torch.Tensor, clips: TrainingClips, path: Path, rank: int, processes: int
+) -> None:
     """Write one process's share of the bank: `path` with the soft tokens, and `.json` beside it."""
     model.eval()
     soft: list[np.ndarray] = []
     lines: list[dict[str, Any]] = []
     confused: Any = 0
     for batch, pairs in clips.once(CLIPS, rank, processes):
-        parts, paths, targets, mixed = heard(model, batch)
+        parts, paths, targets, mixed = heard(model, table, batch)
         confused = confused + mixed
         for part, found, said, (kind, clip) in zip(parts, paths, targets, pairs, strict=True):
             soft.append(part.numpy().astype(np.float16))

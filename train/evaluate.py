@@ -46,13 +46,12 @@ def transcribe(
 
 
 @torch.no_grad()
-def heard(model: Any, tokenizer: Tokenizer, frames: np.ndarray) -> str:
-    """Write down what the tower alone hears: in each soft token its most probable piece."""
+def heard(model: Any, tokenizer: Tokenizer, frames: np.ndarray, table: torch.Tensor) -> str:
+    """Write down what the tower alone hears: in each soft token the most probable piece of a table."""
     model.eval()
     features = torch.from_numpy(np.ascontiguousarray(frames))[None]
     mask = torch.ones(1, len(frames), dtype=torch.bool)
     soft = model.model.get_audio_features(features, mask).pooler_output[0]
-    table = model.model.language_model.embed_tokens.weight
     best = torch.unique_consecutive(functional.linear(soft, table).argmax(-1))
     return tokenizer.decode([piece for piece in best.tolist() if piece != BLANK]).strip()
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class Run:
         self.clips = TrainingClips(work, tokenizer, settings)
         self.ctc_head = nn.Linear(TEXT["hidden_size"], len(self.clips.pronunciations))
         self.seconds, self.step = 0.0, 0
+        self._learnt_table: torch.Tensor | None = None
         self._started = time.monotonic()
         self.optimisers = self._new_optimisers()
         if (self.folder / "state.pt").exists():
@@ -77,6 +79,16 @@ class Run:
     @property
     def _done(self) -> bool:
         return self.step >= self.settings.steps
+
+    @property
+    def _word_table(self) -> torch.Tensor:
+        """The token table to which the tower is trained: the decoder's, until the decoder takes its turn and changes it.
+
+        A tower that had to follow the changed one would spend its turn on that, and the decoder would have to learn it anew.
+        """
+        if self._learnt_table is None:
+            return self.model.model.language_model.embed_tokens.weight
+        return self._learnt_table
 
     def _new_optimisers(self) -> tuple[torch.optim.Optimizer, torch.optim.AdamW]:
         """Divide the parameters: Muon takes the matrices between layers, AdamW all else."""
@@ -140,6 +152,7 @@ class Run:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "quantised": quantized_parts(self.model),
             "static": rounds_activations(self.model),
+            "learnt_table": self._learnt_table,
             "seconds": self.seconds,
             "step": self.step,
             "settings": asdict(self.settings),
@@ -155,6 +168,7 @@ class Run:
             self._round_activations(None)
         self.model.model.load_state_dict(state["model"])
         self.ctc_head.load_state_dict(state["ctc_head"])
+        self._learnt_table = state["learnt_table"]
         if state["optimisers"]:  # none: they begin anew
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
@@ -200,9 +214,10 @@ class Run:
         cycle, _ = self.settings.place(self.step)
         shares = [self.folder / f"bank-{cycle}-{rank}" for rank in range(processes)]
         own = shares[self.rank]
+        self._learnt_table = self._word_table.detach().clone()
         if not own.with_suffix(".npy").exists():
-            self.save(f"tower-{cycle}.pt")  # the token table changes from now on
-            fill(self.model, self.clips, own, self.rank, processes)
+            self.save(f"tower-{cycle}.pt")
+            fill(self.model, self._learnt_table, self.clips, own, self.rank, processes)
         self._meet()
         self._started = time.monotonic()
         return Listening(self.work, Bank.read(shares), self.tokenizer, self.settings.seed)
@@ -249,7 +264,7 @@ class Run:
         if self.settings.stage(self.step) == "decoder":
             entropy, guidance = listening_losses(self.model, self.guide, batch)
             return entropy, none, guidance
-        timed, phones, words = tower_losses(self.model, self.ctc_head, batch)
+        timed, phones, words = tower_losses(self.model, self.ctc_head, self._word_table, batch)
         if not self._reached(self.settings.timed_until):
             return timed, none, none
         return timed, phones + words, none
@@ -262,7 +277,7 @@ class Run:
         if self.rank or not self._reached(self.settings.timed_until):
             return
         listens = self.settings.stage(self.step) == "decoder"
-        written = transcribe if listens else heard
+        written = transcribe if listens else partial(heard, table=self._word_table)
         rates, examples = {}, []
         for name in ("held-out", "unseen-voice"):
             shard = Shard(self.work / "shards" / name)

@@ -26,13 +26,12 @@ def phone_scores(ctc_head: nn.Linear, soft_tokens: torch.Tensor, batch: Batch) -
     return ctc_head(nn.utils.rnn.pad_sequence(list(soft))).log_softmax(-1)
 
 
-def word_scores(model: Any, soft_tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
+def word_scores(table: torch.Tensor, soft_tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Return the logarithms of the pieces' probabilities, shape (tokens, clips, pieces).
 
     The decoder's own token table tells the pieces, so that a soft token in which a word ends looks to the
     decoder like this word; `<pad>` is the blank.
     """
-    table = model.model.language_model.embed_tokens.weight
     soft = torch.split(soft_tokens, batch.token_lengths.tolist())
     return functional.linear(nn.utils.rnn.pad_sequence(list(soft)), table).log_softmax(-1)
 
@@ -48,9 +47,9 @@ def ctc_loss(
 
 
 def tower_losses(
-    model: Any, ctc_head: nn.Linear, batch: Batch
+    model: Any, ctc_head: nn.Linear, table: torch.Tensor, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the cross entropy of phones of known time, and the CTC losses of phones and of pieces."""
+    """Return the cross entropy of phones of known time, and the CTC losses of phones and of the table's pieces."""
     with short():
         out = model.model.get_audio_features(batch.features, batch.mask)
     soft_tokens = out.pooler_output[out.attention_mask].float()
@@ -59,7 +58,7 @@ def tower_losses(
     )
     timed = timed / (batch.heard != IGNORED).sum().clamp_min(1)
     phones = phone_scores(ctc_head, soft_tokens, batch)
-    words = word_scores(model, soft_tokens, batch)
+    words = word_scores(table, soft_tokens, batch)
     return (
         timed,
         ctc_loss(phones, batch.targets, batch.token_lengths, batch.target_lengths),

@@ -2,7 +2,7 @@
 
 The tower learns phones of known time, then phones and words by CTC; as soon as it can tell where the words of the recordings are, it
 hears these in other orders, too; then it is quantised and finished while the rate falls; the decoder learns from its soft tokens; at the
-end the decoder is quantised, while the rate falls again. In a second cycle both take another turn, with their bits and at half the rate; a finished
+end the decoder is quantised, while the rate falls again. In later cycles both take further turns, with their bits and at half the rate; a finished
 run can be made longer by more of these.
 """
 
@@ -37,6 +37,18 @@ WEIGHTS = {
     "aligned": 0.03,
 }
 """The same, from then on."""
+LATER = {
+    "real": 0.04,
+    "joined": 0.02,
+    "spliced": 0.16,
+    "hibari": 0.14,
+    "other voices": 0.34,
+    "neural": 0.22,
+    "alone": 0.03,
+    "silence": 0.03,
+    "aligned": 0.02,
+}
+"""The same in later cycles: the tower knows the recordings by heart by then."""
 ALIGNED = {"aligned": 0.95, "silence": 0.05}
 """The same, while the tower learns phones from their times."""
 
@@ -52,7 +64,7 @@ MAY_CHANGE = ("cycles", "save_minutes", "evaluate_steps")
 class Settings:
     """What a run is told."""
 
-    cycles: tuple[int, ...] = (14_000, 5_000)  # steps of each
+    cycles: tuple[int, ...] = (14_000, 8_000, 8_000)  # steps of each
     # Shares of a cycle's steps; what begins in the first cycle goes on in those after it:
     timed_until: float = 0.02  # until when only phones of known time are learnt
     spliced_from: float = 0.12  # when the recordings are cut into words and put in other orders
@@ -60,7 +72,7 @@ class Settings:
     tower_from: float = 0.4  # when the tower is quantised, and the rate falls
     listen_from: float = 0.54  # when the tower stays as it is, and the decoder learns from it
     quantised_from: float = 0.88  # when the decoder is quantised, and the rate falls
-    turn_from: float = 0.5  # when the decoder takes its turn in a later cycle
+    turn_from: float = 0.65  # when the decoder takes its turn in a later cycle
     falling: float = 0.27  # the last part of a turn, in which the rate falls there
     static_from: float = math.inf  # when activations get static scales: never, see README
     peak_rate: float = 2e-3
@@ -119,6 +131,8 @@ class Settings:
 
     def kinds(self, step: int) -> dict[str, float]:
         """Say how often a clip of each kind is drawn."""
+        if self.place(step)[0]:
+            return LATER
         if self.reached(self.spliced_from, step):
             return WEIGHTS
         return UNSPLICED if self.reached(self.timed_until, step) else ALIGNED
