@@ -19,7 +19,8 @@ SETS = {
     "held-out": "real prompts held out (the trained speaker, unseen recordings)",
     "held-out, in scope": "of these, in scope",
     "held-out, out of scope": "of these, out of scope: words alone, other words, more than ten seconds",
-    "unseen-voice": "made-up phrases in scope, kept for testing, by a synthetic voice never trained on",
+    "unseen-voice-known-texts": "made-up phrases in scope, by a synthetic voice never trained on",
+    "unseen-voice": "phrases that no voice says in training, either, by the same voice",
     "unseen-voice-disorder": "words in no order, the same voice",
     "translation": "sentences with a translation, that voice and a known one by turns",
     "librivox": "read literature (out of scope)",
@@ -83,6 +84,7 @@ def card(work: Path, checkpoint: Path, engine: str) -> str:
             )
             for label, s in ((label, sets[name]) for name, label in SETS.items())
         ),
+        known=sets["unseen-voice-known-texts"]["said_in_training"],
         translated=sets["translation"]["clips"],
         chrf=sets["translation"]["chrf"],
         direct_chrf=sets["translation"]["direct_chrf"],

@@ -11,7 +11,7 @@ Training shards
 
 Test shards
     `held-out`: the held-out prompts; `unseen-voice`: made-up sentences that no voice says for training, by one that is never
-    trained on, and in `unseen-voice-disorder` words in no order; `translation`: sentences with their Spanish, by that
+    trained on, in `unseen-voice-known-texts` others, and in `unseen-voice-disorder` words in no order; `translation`: sentences with their Spanish, by that
     voice and a known one; `librivox`: read literature, out of scope; `no-speech`: silence and noise,
     made, and from the pauses of the held-out prompts.
 """
@@ -51,6 +51,7 @@ from train.voices import (
 TESTS = (
     "held-out",
     "unseen-voice",
+    "unseen-voice-known-texts",
     "unseen-voice-disorder",
     "translation",
     "librivox",
@@ -196,9 +197,11 @@ def recorded_silence(recordings: list[Recording], name: str, count: int) -> Spok
         yield augment.room_tone(quiet, generator), "", "silence", f"{name}/{number}"
 
 
-def unseen_voice(work: Path, kinds: Mapping[str, int], count: int) -> Spoken:
-    """Let the voice kept for testing say phrases of the scope that are kept for testing, too."""
-    source = sentences(work, 10_000, kinds, testing=True)
+def unseen_voice(
+    work: Path, kinds: Mapping[str, int], count: int, *, testing: bool = True
+) -> Spoken:
+    """Let the voice kept for testing say phrases of the scope that are kept for testing, too, or others."""
+    source = sentences(work, 10_000, kinds, testing=testing)
     known, made = training_scope(work), 0
     while made < count:
         text = source.draw()
@@ -245,6 +248,7 @@ def _write(work: Path, name: str) -> str:
             ),
             "held-out": lambda: as_recorded(divided(prompts(work))[1], "held-out"),
             "unseen-voice": lambda: unseen_voice(work, MEANT, 150),
+            "unseen-voice-known-texts": lambda: unseen_voice(work, MEANT, 150, testing=False),
             "unseen-voice-disorder": lambda: unseen_voice(work, {"any_words": 1, "spans": 1}, 60),
             "translation": lambda: translated(120),
             "librivox": lambda: as_recorded(librivox(work), "librivox"),

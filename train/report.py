@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from train import compare
 from train.checkpoint import load
-from train.corpus import TESTS
+from train.corpus import TESTS, TRAINING
 from train.evaluate import errors_and_words, transcribe
 from train.features import Shard
 from train.lean import speed_up
@@ -124,6 +124,12 @@ def in_scope(lines: Lines, words: set[str]) -> tuple[Lines, Lines]:
     return inside, outside
 
 
+def said_in_training(work: Path) -> set[str]:
+    """List the texts of the training shards."""
+    paths = (p for pattern in TRAINING for p in (work / "shards").glob(pattern + ".jsonl"))
+    return {clip.text for path in paths for clip in Shard(path).clips}
+
+
 def settled(model: Any) -> Any:
     """Put the rounded weights in the place of those they are computed from."""
     for module in list(model.modules()):
@@ -146,6 +152,9 @@ def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
         else:
             report["sets"][name] = measured(lines)
         report["transcripts"][name] = lines
+    known, said = "unseen-voice-known-texts", said_in_training(work)
+    heard = sum(line["reference"] in said for line in report["transcripts"][known])
+    report["sets"][known]["said_in_training"] = heard
     lines = report["transcripts"]["translation"]
     wanted = [line["translation reference"] for line in lines]
     for measure, field in (("chrf", "translation"), ("direct_chrf", "direct translation")):

@@ -1,7 +1,7 @@
 """What is kept for testing: recordings by their keys, made-up texts by their hash; and what training may not say.
 
 The keys are in `heldout.txt`. A text of two words or more is kept if its hash says so: no voice says it for training, and the
-test sets of synthetic speech have no other. And no training clip of two words or more, recorded or made up, says all the words of a recording that is kept in their order.
+test sets of synthetic speech have no other, but for one in which only the voice is unseen. And no training clip of two words or more, recorded or made up, says all the words of a recording that is kept in their order.
 """
 
 from __future__ import annotations
