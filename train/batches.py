@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from train.corpus import PHONES, TRAINING, ban
+from train.corpus import PHONES, ban, training_shards
 from train.features import FRAMES_PER_TOKEN, MELS, Clip, Shard
 from train.frames import changed
 from train.guidance import Path as Heard
@@ -205,13 +205,8 @@ class TrainingClips:
         self.tokenizer, self._settings = tokenizer, settings
         self.pronunciations = Pronunciations(work / PHONES)
         self._clips: dict[str, list[tuple[Shard, Clip]]] = {kind: [] for kind in WEIGHTS}
-        paths = [
-            path
-            for pattern in TRAINING
-            for path in sorted((work / "shards").glob(pattern + ".jsonl"))
-        ]
         banned = ban(work)
-        for path in paths:
+        for path in training_shards(work):
             shard = Shard(path)
             keys = (key for clip in shard.clips for key in clip.key.split("+"))
             guard(path.stem, keys, (clip.text for clip in shard.clips), banned)

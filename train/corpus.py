@@ -82,6 +82,12 @@ SAID = {
 }
 TRAINING = ("real", "joined", *(f"{kind}-*" for kind in SAID), "silence", "aligned-*", "spliced-*")
 
+
+def training_shards(work: Path) -> list[Path]:
+    """List the training shards that are there."""
+    return [p for kind in TRAINING for p in sorted((work / "shards").glob(kind + ".jsonl"))]
+
+
 Spoken = Iterator[tuple[Samples, str, str, str]]
 """Samples, transcript, source and key of each clip."""
 

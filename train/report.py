@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from train import compare
 from train.checkpoint import load
-from train.corpus import TESTS, TRAINING
+from train.corpus import TESTS, training_shards
 from train.evaluate import errors_and_words, transcribe
 from train.features import Shard
 from train.lean import speed_up
@@ -126,8 +126,7 @@ def in_scope(lines: Lines, words: set[str]) -> tuple[Lines, Lines]:
 
 def said_in_training(work: Path) -> set[str]:
     """List the texts of the training shards."""
-    paths = (p for pattern in TRAINING for p in (work / "shards").glob(pattern + ".jsonl"))
-    return {clip.text for path in paths for clip in Shard(path).clips}
+    return {clip.text for path in training_shards(work) for clip in Shard(path).clips}
 
 
 def settled(model: Any) -> Any:
