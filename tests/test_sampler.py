@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -66,6 +66,30 @@ def test_the_forbidden_never_comes(
     draw = Sampler(Sampling(**chosen, forbidden=tuple(ids)))
     assert draw.probabilities(logits)[sorted(ids)].sum() == 0
     assert not {draw.pick(logits) for _ in range(5)} & ids
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.sampled_from([1, 33, 1000, 5003]),
+    steps=st.sampled_from([1, 8, 1000]),
+    chosen=options,
+)
+def test_the_likely_of_a_large_vocabulary_are_those_of_the_whole_order(
+    seed: int, size: int, steps: int, chosen: dict[str, Any]
+) -> None:
+    spread = np.random.default_rng(seed).standard_normal(size) * 3
+    logits = (np.rint(spread * steps) / steps).astype(np.float32)  # few steps: many equals
+    sampling = Sampling(**chosen | {"temperature": 1.0, "repetition_penalty": 1.0})
+    order = np.argsort(-logits, kind="stable")[: sampling.top_k or None]
+    shares = np.exp(logits[order].astype(np.float64))
+    shares /= shares.sum()
+    before = np.cumsum(shares) - shares
+    assume(np.abs(before - sampling.top_p).min() > 1e-12)  # else rounding decides
+    kept = (before < sampling.top_p) & (shares >= sampling.min_p * shares[0])
+    wanted = np.zeros(size)
+    wanted[order[kept]] = shares[kept] / shares[kept].sum()
+    found = Sampler(sampling).probabilities(logits)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
 def test_the_same_seed_gives_the_same_choices() -> None:
