@@ -14,6 +14,7 @@ pytest.importorskip("hibari")
 
 from train import bank
 from train.bank import RECORDED, Bank
+from train.listening import mix
 from train.schedule import Settings
 from train.split import Ban
 from train.texts import PUT_TOGETHER, Sentences, transcript
@@ -67,6 +68,24 @@ def test_nothing_but_the_pieces_and_silence_is_heard(filled: Bank) -> None:
 
 def test_a_text_with_a_piece_that_nobody_says_is_not_put_together(filled: Bank) -> None:
     assert filled.spoken("x", [1, 7], np.random.default_rng(0)) is None
+
+
+def test_the_recorded_speaker_says_as_much_as_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank, "BLENDED", 0.0)
+    quiet, loud = clip([1, 2], RECORDED, "real"), clip([1, 2], "hibari", "hibari")
+    both = Bank(np.concatenate([quiet[0], 3 * loud[0]]), [quiet[1], loud[1]])
+    generator = np.random.default_rng(0)
+    for share, least, most in ((1.0, 400, 400), (0.5, 250, 350), (0.0, 150, 250)):
+        made = [both.spoken("x", [1, 2], generator, share) for _ in range(400)]
+        recorded = sum(one is not None and one.soft.max() < 2 for one in made)
+        assert least <= recorded <= most  # half of the others' is the recorded speaker's, too
+
+
+@pytest.mark.parametrize("cycle", [0, 1, 3])
+def test_what_the_decoder_listens_to_adds_up_and_is_in_the_bank(cycle: int) -> None:
+    told = mix(cycle)
+    assert sum(told.kinds.values()) == pytest.approx(1)
+    assert {"put together", *told.clips} == set(told.kinds)
 
 
 def test_a_sentence_depends_on_its_seed_alone(filled: Bank) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from train.batches import Batch, TrainingClips
+from train.batches import Batch
+from train.features import Clip
 from train.guidance import Path as Heard
 from train.guidance import best_path
 from train.losses import short, word_scores
 from train.phones import BLANK
 from train.tokens import INSTRUCTION, VOCABULARY
 
-CLIPS = {
-    "real": 2_000,
-    "joined": 500,
-    "spliced": 1_200,
-    "hibari": 1_600,
-    "other voices": 2_600,
-    "neural": 1_600,
-    "alone": 600,
-    "silence": 300,
-}
-"""How many clips of each kind are taken, or all."""
 RECORDED = "recorded"
 OF_RECORDINGS = ("real", "joined", "spliced")
 LONGEST_UNIT, LONGEST_RUN, KEY = 40, 4, 6
@@ -82,14 +72,17 @@ def heard(model: Any, table: torch.Tensor, batch: Batch) -> tuple[Any, ...]:
 
 
 def fill(
-    model: Any, table: torch.Tensor, clips: TrainingClips, path: Path, rank: int, processes: int
+    model: Any,
+    table: torch.Tensor,
+    drawn: Iterable[tuple[Batch, list[tuple[str, Clip]]]],
+    path: Path,
 ) -> None:
-    """Write one process's share of the bank: `path` with the soft tokens, and `.json` beside it."""
+    """Write one process's share of the bank: `path` with the soft tokens of batches, and `.json` beside it."""
     model.eval()
     soft: list[np.ndarray] = []
     lines: list[dict[str, Any]] = []
     confused: Any = 0
-    for batch, pairs in clips.once(CLIPS, rank, processes):
+    for batch, pairs in drawn:
         parts, paths, targets, mixed = heard(model, table, batch)
         confused = confused + mixed
         for part, found, said, (kind, clip) in zip(parts, paths, targets, pairs, strict=True):
@@ -247,14 +240,18 @@ class Bank:
         ]
 
     def spoken(
-        self, text: str, pieces: Sequence[int], generator: np.random.Generator
+        self,
+        text: str,
+        pieces: Sequence[int],
+        generator: np.random.Generator,
+        recorded: float = 0.5,
     ) -> Spoken | None:
-        """Put a text together; None if a piece of it is lacking.
+        """Put a text together, this often by the recorded speaker; None if a piece of it is lacking.
 
         Some pieces are mixed with others, stretched or shortened: speech that was never trained on is heard less
         well than the clips of the bank.
         """
-        wanted = RECORDED if generator.random() < 0.5 else str(generator.choice(self.speakers))
+        wanted = RECORDED if generator.random() < recorded else str(generator.choice(self.speakers))
         for speaker in (wanted, RECORDED, "hibari"):
             played = self.played(speaker, pieces, generator)
             if played is not None:

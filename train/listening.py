@@ -5,8 +5,8 @@ A batch depends on its number alone, as those of `batches` do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +25,71 @@ from train.tokens import (
 )
 from train.translations import Translations
 
-KINDS = {
-    "put together": 0.40,
-    "real": 0.12,
-    "joined": 0.06,
-    "spliced": 0.10,
-    "hibari": 0.08,
-    "other voices": 0.10,
-    "neural": 0.08,
-    "alone": 0.02,
-    "silence": 0.04,
-}
-"""How often a clip of each kind is drawn."""
+
+@dataclass(frozen=True)
+class Mix:
+    """What the decoder listens to in a turn.
+
+    Attributes
+    ----------
+    clips : how many of each kind are taken into the bank, or all
+    kinds : how often one of each is drawn
+    recorded : how often the recorded speaker says what is put together
+    """
+
+    clips: Mapping[str, int]
+    kinds: Mapping[str, float]
+    recorded: float
+
+
+FIRST = Mix(
+    clips={
+        "real": 2_000,
+        "joined": 500,
+        "spliced": 1_200,
+        "hibari": 1_600,
+        "other voices": 2_600,
+        "neural": 1_600,
+        "alone": 600,
+        "silence": 300,
+    },
+    kinds={
+        "put together": 0.40,
+        "real": 0.12,
+        "joined": 0.06,
+        "spliced": 0.10,
+        "hibari": 0.08,
+        "other voices": 0.10,
+        "neural": 0.08,
+        "alone": 0.02,
+        "silence": 0.04,
+    },
+    recorded=0.5,
+)
+OTHERS = Mix(
+    clips={**FIRST.clips, "hibari": 4_000, "other voices": 20_000, "neural": 4_000},
+    kinds={
+        "put together": 0.40,
+        "real": 0.06,
+        "joined": 0.02,
+        "spliced": 0.06,
+        "hibari": 0.08,
+        "other voices": 0.20,
+        "neural": 0.12,
+        "alone": 0.02,
+        "silence": 0.04,
+    },
+    recorded=0.25,
+)
+"""More of the other voices, when the decoder has learnt what the recorded speaker says."""
+OTHERS_FROM = 3  # the cycle, from 0
+
+
+def mix(cycle: int) -> Mix:
+    """Say what the decoder listens to in a cycle."""
+    return OTHERS if cycle >= OTHERS_FROM else FIRST
+
+
 CLIPS, BATCHES = 16, 32  # of a batch, and batches among which clips of like length come together
 LONGEST = 250  # soft tokens
 CORRUPTION = 0.15
@@ -52,21 +105,25 @@ class Listening:
     ----------
     work : Path
         The work folder: the source of texts.
+    told : Mix
+        Of what the bank was filled.
     """
 
-    def __init__(self, work: Path, bank: Bank, tokenizer: Tokenizer, seed: int) -> None:
-        self._work, self._bank, self._tokenizer, self._seed = work, bank, tokenizer, seed
+    def __init__(self, work: Path, bank: Bank, told: Mix, tokenizer: Tokenizer, seed: int) -> None:
+        self._work, self._bank, self._mix = work, bank, told
+        self._tokenizer, self._seed = tokenizer, seed
         self._ban = ban(work)
 
     def _draw(self, source: Iterator[str], generator: np.random.Generator) -> Spoken:
-        kind = str(generator.choice(list(KINDS), p=list(KINDS.values())))
+        kinds = self._mix.kinds
+        kind = str(generator.choice(list(kinds), p=list(kinds.values())))
         if kind != "put together":
             made, pieces = self._bank.recorded(kind, generator)
             return self._cut(made, pieces, generator) if generator.random() < CUT else made
         while True:
             text = next(source)
             pieces = answer_ids(self._tokenizer, text)
-            spoken = self._bank.spoken(text, pieces, generator)
+            spoken = self._bank.spoken(text, pieces, generator, self._mix.recorded)
             if spoken is not None:
                 cut = generator.random() < CUT
                 return self._cut(spoken, pieces, generator) if cut else spoken
@@ -96,7 +153,7 @@ class Listening:
             if self._ban.on(english):
                 continue
             pieces = answer_ids(self._tokenizer, english)
-            made = self._bank.spoken(english, pieces, generator)
+            made = self._bank.spoken(english, pieces, generator, self._mix.recorded)
             if made is None:
                 continue
             if direct:

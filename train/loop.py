@@ -32,7 +32,7 @@ from train.features import Shard
 from train.gradients import averaged
 from train.guidance import Guide
 from train.lean import speed_up
-from train.listening import Listening
+from train.listening import Listening, mix
 from train.losses import listening_losses, tower_losses
 from train.muon import Muon
 from train.schedule import Settings
@@ -213,14 +213,16 @@ class Run:
         processes = distributed.get_world_size() if distributed.is_initialized() else 1
         cycle, _ = self.settings.place(self.step)
         shares = [self.folder / f"bank-{cycle}-{rank}" for rank in range(processes)]
-        own = shares[self.rank]
+        own, told = shares[self.rank], mix(cycle)
         self._learnt_table = self._word_table.detach().clone()
         if not own.with_suffix(".npy").exists():
             self.save(f"tower-{cycle}.pt")
-            fill(self.model, self._learnt_table, self.clips, own, self.rank, processes)
+            drawn = self.clips.once(told.clips, self.rank, processes)
+            fill(self.model, self._learnt_table, drawn, own)
         self._meet()
         self._started = time.monotonic()
-        return Listening(self.work, Bank.read(shares), self.tokenizer, self.settings.seed)
+        bank = Bank.read(shares)
+        return Listening(self.work, bank, told, self.tokenizer, self.settings.seed)
 
     def _meet(self) -> None:
         """Wait for the other processes; all of them do, whatever of their own is there, or one would wait in vain."""

@@ -64,7 +64,7 @@ MAY_CHANGE = ("cycles", "save_minutes", "evaluate_steps")
 class Settings:
     """What a run is told."""
 
-    cycles: tuple[int, ...] = (14_000, 8_000, 8_000)  # steps of each
+    cycles: tuple[int, ...] = (14_000, 8_000, 8_000, 8_000)  # steps of each
     # Shares of a cycle's steps; what begins in the first cycle goes on in those after it:
     timed_until: float = 0.02  # until when only phones of known time are learnt
     spliced_from: float = 0.12  # when the recordings are cut into words and put in other orders
