@@ -151,6 +151,21 @@ def test_interrupted_answer_keeps_its_text(call: Call, answered: SimpleNamespace
     assert one_line(result) == "edgegemma: interrupted"
 
 
+def test_an_empty_answer_says_so(call: Call, answered: SimpleNamespace) -> None:
+    answered.answer = Answer()
+    result = call("run", "m", "Is it?")
+    assert (result.exit_code, result.stdout) == (0, "\n")
+    assert result.stderr == "edgegemma: the model ended its answer at once, without text\n"
+
+
+def test_an_answer_that_was_cut_says_so(call: Call, answered: SimpleNamespace) -> None:
+    figures = {**vars(Answer.summary), "stop": "length"}
+    answered.answer.summary = SimpleNamespace(**figures)
+    result = call("run", "m", "Is it?")
+    assert (result.exit_code, result.stdout) == (0, "It is so.\n")
+    assert result.stderr.startswith("edgegemma: cut after 2 tokens: --max-tokens")
+
+
 def test_raw_prompt_has_no_place_for_sound(call: Call, answered: SimpleNamespace) -> None:
     assert "--raw" in one_line(call("run", "m", "x", "--raw", "--audio", "a.wav"))
 

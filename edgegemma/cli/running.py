@@ -117,6 +117,7 @@ def run(  # noqa: PLR0913  a command line has many options
         console.out(json.dumps(_record(answer), ensure_ascii=False))
     else:
         _stream(answer)
+        _note_end(answer)
     if stats:
         _note_stats(answer, opened_s)
 
@@ -205,6 +206,17 @@ def _stream(answer: Generation) -> None:
             console.out()  # the line that an error or Ctrl-C leaves begins at the left
         raise
     console.out()
+
+
+def _note_end(answer: Generation) -> None:
+    """Say what the text does not show: that it was cut, or that there is none."""
+    figures = answer.summary
+    if figures.stop == "length":
+        console.note(
+            f"cut after {figures.new_tokens} tokens: --max-tokens or the context allow no more"
+        )
+    elif not answer.text.strip():
+        console.note("the model ended its answer at once, without text")
 
 
 def _record(answer: Generation) -> dict[str, Any]:
