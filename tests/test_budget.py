@@ -130,7 +130,7 @@ def test_a_command_says_in_a_line_what_cannot_hold(
 def test_every_command_that_opens_a_package_refuses_a_limit_that_cannot_hold(
     folder: Path, command: list[str]
 ) -> None:
-    sound = DATA / "samples" / "conf-muted.flac"
+    sound = DATA / "samples" / "confbridge-conf-end.flac"
     words = [{"PACKAGE": str(folder), "SOUND": str(sound)}.get(word, word) for word in command]
     result = CliRunner().invoke(app.app, [*words, "--memory-limit", "200M"])
     assert result.exit_code == 2

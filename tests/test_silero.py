@@ -24,7 +24,7 @@ detector = pytest.mark.skipif(silero.find_model() is None, reason="the extra vad
 
 
 def said() -> F32:
-    return read_audio(SAMPLES / "conf-muted.flac").samples
+    return read_audio(SAMPLES / "confbridge-conf-end.flac").samples
 
 
 @detector

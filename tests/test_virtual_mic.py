@@ -24,7 +24,7 @@ from tests.virtual_mic import VirtualMicrophone, missing
 F32 = NDArray[np.float32]
 
 ROOT = Path(__file__).resolve().parent.parent
-SPEECH = ROOT / "edgegemma" / "data" / "samples" / "conf-muted.flac"
+SPEECH = ROOT / "edgegemma" / "data" / "samples" / "confbridge-conf-end.flac"
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"virtual microphone: {missing()}")
 
