@@ -90,5 +90,5 @@ LD_LIBRARY_PATH=$Q/usr/lib/x86_64-linux-gnu:$Q/lib/x86_64-linux-gnu "$Q/usr/bin/
   -display none -nodefaults -serial stdio -no-reboot -kernel "$S/kernel" -initrd "$S/init.gz" \
   -append "console=ttyAMA0 quiet panic=-1 rdinit=/init" -drive "file=$S/disk.img,format=raw,if=virtio,snapshot=on" \
   -drive "file=$T/job.tar,format=raw,if=virtio,readonly=on" -drive "file=$S/data.img,format=raw,if=virtio,readonly=on" \
-  < /dev/null | tr -d '\r' | tee "$T/log" | grep --line-buffered -v '^@@status' || true
+  < /dev/null | sed -u 's/\r$//' | tee "$T/log" | grep --line-buffered -v '^@@status' || true
 exit "$(sed -n 's/^@@status //p' "$T/log" | tail -1 | grep . || echo 124)"
