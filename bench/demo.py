@@ -39,8 +39,8 @@ def run(engine: str = "edgegemma") -> list[dict[str, Any]]:
     began = time.perf_counter()
     model = open_model(path, executor=engine)
     seconds = time.perf_counter() - began
-    size = sum(member.size for member in model.package.members.values())
-    console.note(f"opened {path}, {console.size(size)}, in {seconds:.2f} s", "demo")
+    size = console.size(model.package.size)
+    console.note(f"opened {path}, {size}, in {seconds:.2f} s", "demo")
     rows = []
     for sample, words in recordings:
         began = time.perf_counter()

@@ -124,6 +124,11 @@ class Package:
         """Bytes of the members that are mapped; how many are resident is the system's choice."""
         return sum(array.nbytes for array in self._maps.values())
 
+    @property
+    def size(self) -> int:
+        """Bytes of all members."""
+        return sum(member.size for member in self.members.values())
+
     def read_rows(self, name: str, offset: int, row_bytes: int, indices: NDArray[np.int64]) -> U8:
         """Read rows of a table from disk, not through the map, so that the table never becomes resident.
 
@@ -160,7 +165,7 @@ class Package:
 
     def verify(self, progress: Progress | None = None) -> None:
         """Compare the sha256 of every member with the manifest's."""
-        total = sum(member.size for member in self.members.values())
+        total = self.size
         done = 0
         for name, member in self.members.items():
             digest = hashlib.sha256()

@@ -51,7 +51,7 @@ def describe(package: Package, graphs: list[Graph]) -> dict[str, Any]:
         "name": package.manifest.get("name"),
         "preset": package.manifest.get("preset"),
         "source": package.manifest.get("source"),
-        "bytes": sum(member.size for member in package.members.values()),
+        "bytes": package.size,
         "files": {name: member.size for name, member in package.members.items()},
         "graphs": {graph.name: _graph(graph) for graph in graphs},
         "weights": _grouped(weights),

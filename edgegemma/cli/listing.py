@@ -39,7 +39,7 @@ def _row(found: finder.Found) -> dict[str, Any]:
         "model": str(package.manifest.get("name", "?")),
         "preset": str(package.manifest.get("preset", "?")),
         "audio": package.config.audio is not None,
-        "bytes": sum(member.size for member in package.members.values()),
+        "bytes": package.size,
     }
 
 

@@ -71,8 +71,7 @@ def keep(package: Package, record: Record) -> None:
 
 def needed(package: Package, kind: str) -> bool:
     """Say whether a large package's kernels must still be compiled."""
-    size = sum(member.size for member in package.members.values())
-    return size >= LARGE_BYTES and kind not in known(package).compiled
+    return package.size >= LARGE_BYTES and kind not in known(package).compiled
 
 
 def compile_apart(path: Path, kind: str, told: Told) -> int:
