@@ -71,7 +71,7 @@ def prepare(work: Path, name: str, processes: int = 2) -> Path:
 
 
 def settings(name: str, processes: int = 2) -> Settings:
-    """Give the schedule of a twin: one turn of tower and decoder such as the last of the model's."""
+    """Give the schedule of a twin: one turn of tower and decoder such as the model's second, in its mixtures of clips."""
     never = math.inf
     cycles = (1, STEPS)  # the first is over when a twin begins, and its mixtures of clips are, too
     bits = Settings(cycles=cycles, processes=processes, timed_until=0.0, spliced_from=0.0)
