@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from numba import njit, types
 
 from edgegemma.kernels import threads
-from edgegemma.kernels.fork import fork, gather
-from edgegemma.kernels.late import Kernel, ready
+from edgegemma.kernels.fork import Shared, fork, gather
+from edgegemma.kernels.late import ready
 from edgegemma.kernels.team import open_team, team, write
 
 COUNTS = types.Array(types.int64, 1, "C")
-_JOB = types.void(COUNTS, types.int64, types.int64)
 
 
 def _count_jobs(counts, first, stop):  # type: ignore[no-untyped-def]
@@ -28,20 +27,20 @@ def _refuse_a_job(counts, first, stop):  # type: ignore[no-untyped-def]
             raise ValueError("this job")
 
 
-def _lead(counts, rounds):  # type: ignore[no-untyped-def]
+def _lead(counts, rounds, first, stop):  # type: ignore[no-untyped-def]
     for _ in range(rounds):
         fork("count_jobs", ready("count_jobs"), (counts,), counts.size)
 
 
-def _lead_and_fail(counts, rounds):  # type: ignore[no-untyped-def]
+def _lead_and_fail(counts, rounds, first, stop):  # type: ignore[no-untyped-def]
     if rounds > 0:
         raise ValueError("the leader")
 
 
-Kernel("count_jobs", _JOB, _count_jobs)
-Kernel("refuse_a_job", _JOB, _refuse_a_job)
-Kernel("lead", types.void(COUNTS, types.int64), _lead)
-Kernel("lead_and_fail", types.void(COUNTS, types.int64), _lead_and_fail)
+Shared("count_jobs", [COUNTS], _count_jobs)
+Shared("refuse_a_job", [COUNTS], _refuse_a_job)
+Shared("lead", [COUNTS, types.int64], _lead)
+Shared("lead_and_fail", [COUNTS, types.int64], _lead_and_fail)
 
 
 @njit

@@ -17,8 +17,8 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from edgegemma.kernels import reference, simd
-from edgegemma.kernels.fork import fork
-from edgegemma.kernels.late import Kernel, ready
+from edgegemma.kernels.fork import Shared, fork
+from edgegemma.kernels.late import ready
 
 
 class Rounded(NamedTuple):
@@ -220,16 +220,5 @@ def _quantize(x, static, bits, block):  # type: ignore[no-untyped-def]
     return r
 
 
-Kernel(
-    "quantize_rows",
-    types.void(
-        types.Array(types.float32, 2, "C"),
-        types.float32,
-        types.int64,
-        types.int64,
-        typeof(EMPTY),
-        types.int64,
-        types.int64,
-    ),
-    _quantize_rows,
-)
+_INT, _FLOAT, _MATRIX = types.int64, types.float32, types.Array(types.float32, 2, "C")
+Shared("quantize_rows", (_MATRIX, _FLOAT, _INT, _INT, typeof(EMPTY)), _quantize_rows)

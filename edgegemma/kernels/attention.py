@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgegemma.errors import InputError
 from edgegemma.kernels.blocks import KINDS, _block_ready, _fork_blocks, of_int8
 from edgegemma.kernels.digits import _in_digits, _rounded, _two_digits
-from edgegemma.kernels.fork import fork
+from edgegemma.kernels.fork import Shared, alone, fork
 from edgegemma.kernels.kvcache import KV, check_cache
 from edgegemma.kernels.late import Kernel, call, ready
 from edgegemma.kernels.manyqueries import PANEL, TILE, _some_tiles
@@ -155,7 +155,7 @@ def _attend_blocks(q, cache, position, window, out):  # type: ignore[no-untyped-
             if size * count >= _LONG:
                 fork("join_blocks", address, wave, size * heads)
             else:
-                call("join_blocks", address, (*wave, 0, size * heads))
+                alone("join_blocks", address, wave, size * heads)
     for s in range(queries):
         for h in range(heads):
             inverse = np.float32(1.0) / total[s, h]
@@ -203,6 +203,6 @@ _INT = types.int64
 for _name, _kind in KINDS.items():
     _takes = _ROWS, _kind, _INT, _INT, _ROWS
     Kernel(f"attend_{_name}", types.void(*_takes), _attend_grouped)
-    Kernel(f"tiles_{_name}", types.void(*_takes, _INT, _INT), _some_tiles)
+    Shared(f"tiles_{_name}", _takes, _some_tiles)
 _WAVE = _ROWS, _TABLE, _TABLE, *[_INT] * 4, _TABLE, _TABLE, _ROWS
-Kernel("join_blocks", types.void(*_WAVE, _INT, _INT), _join_blocks)
+Shared("join_blocks", _WAVE, _join_blocks)

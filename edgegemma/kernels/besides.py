@@ -5,18 +5,20 @@ What is left is a little faster than it is between products, whose weights push 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from edgegemma.kernels import attention, codes, floats  # noqa: F401 - their kernels are called by name
+from edgegemma.kernels.fork import Shared
 from edgegemma.kernels.late import KERNELS, Kernel
 
 
-def _no_codes(packed, scale, out, r, even, y, first, stop):  # type: ignore[no-untyped-def]
+def _no_codes(packed, scale, out, r, even, y, each, first, stop):  # type: ignore[no-untyped-def]
     for m in range(y.shape[0]):
-        y[m, first:stop] = np.float32(1.0)
+        y[m, first * each : stop * each] = np.float32(1.0)
 
 
 def _no_floats(x, rows, out, y, each, first, stop):  # type: ignore[no-untyped-def]
@@ -28,18 +30,22 @@ def _no_attention(q, cache, position, window, out):  # type: ignore[no-untyped-d
     out[:] = np.float32(1.0)
 
 
-Kernel("no_codes", KERNELS["integers2"].signature, _no_codes)
-_STAND_INS = {
-    f"{kind}{bits}": "no_codes" for kind in ("integers", "lanes", "blocks") for bits in (2, 4, 8)
-}
-for _name, _function in (
-    ("float32_chunks", _no_floats),
-    ("bfloat16_chunks", _no_floats),
-    ("attend_float32", _no_attention),
-    ("attend_int8", _no_attention),
-):
-    Kernel(f"no_{_name}", KERNELS[_name].signature, _function)
-    _STAND_INS[_name] = f"no_{_name}"
+def _stand_in(name: str, function: Callable[..., Any]) -> str:
+    """Make a kernel that can be called in the place of another; give its name."""
+    kernel = KERNELS[name]
+    if isinstance(kernel, Shared):
+        Shared(f"no_{name}", tuple(kernel.kinds)[1:], function)
+    else:
+        Kernel(f"no_{name}", kernel.signature, function)
+    return f"no_{name}"
+
+
+_CODES = [f"{kind}{bits}" for kind in ("integers", "lanes", "blocks") for bits in (2, 4, 8)]
+_STAND_INS = dict.fromkeys(_CODES, _stand_in("integers2", _no_codes))
+for _name in ("float32_chunks", "bfloat16_chunks"):
+    _STAND_INS[_name] = _stand_in(_name, _no_floats)
+for _name in ("attend_float32", "attend_int8"):
+    _STAND_INS[_name] = _stand_in(_name, _no_attention)
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from numba.extending import overload
 from edgegemma.kernels import simd
 from edgegemma.kernels.digits import Digits, _digit_scores, _in_digits
 from edgegemma.kernels.floattiles import COLUMNS, ROWS, WIDE, add_weighted, dots
-from edgegemma.kernels.fork import fork
+from edgegemma.kernels.fork import Shared, fork
 from edgegemma.kernels.kvcache import KV
-from edgegemma.kernels.late import Kernel, ready
+from edgegemma.kernels.late import ready
 from edgegemma.kernels.manyqueries import PANEL
 from edgegemma.kernels.scores import BLOCK, ROOM, _oldest, _scale_keys, _softmax
 
@@ -175,11 +175,5 @@ _DIGITS = typeof(
     Digits(np.empty((0, 2, 0), np.int8), np.empty(0, np.int32), np.empty(0, np.float32))
 )
 for _name, _kind in KINDS.items():
-    Kernel(
-        f"block_{_name}",
-        types.void(
-            *(_ROWS, _DIGITS, _INT, _INT, _kind),
-            *(types.UniTuple(_INT, 4), _SUMS, _SUMS, _ROWS, _INT, _INT),
-        ),
-        _some_blocks,
-    )
+    _takes = _ROWS, _DIGITS, _INT, _INT, _kind, types.UniTuple(_INT, 4), _SUMS, _SUMS, _ROWS
+    Shared(f"block_{_name}", _takes, _some_blocks)

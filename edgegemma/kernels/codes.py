@@ -17,7 +17,7 @@ from numba import njit, typeof, types
 
 from edgegemma.kernels import simd, threads
 from edgegemma.kernels.activation import EMPTY, _padded, _quantize
-from edgegemma.kernels.fork import fork
+from edgegemma.kernels.fork import Shared, fork, fork_both
 from edgegemma.kernels.fours import (
     add_fours,
     apart,
@@ -27,7 +27,7 @@ from edgegemma.kernels.fours import (
     zero_fours,
 )
 from edgegemma.kernels.lanes import lane_scales
-from edgegemma.kernels.late import Kernel, call, ready
+from edgegemma.kernels.late import Kernel, ready
 from edgegemma.kernels.simd import (
     RUN,
     dot,
@@ -48,7 +48,8 @@ _WIDTH, _LANES = simd.WIDTH, simd.LANES
 def _codes(x, codes, scale, activation, bits, block, y):  # type: ignore[no-untyped-def]
     """Write x · wᵀ into y: x [M, K], codes [N, K*bits/8], y [M, N]."""
     r = _rounded(x, scale, activation, bits, block)
-    _chunks(_prepared(codes, scale, activation, bits, block), r, y)
+    args = _prepared(codes, scale, activation, bits, block, r, y)
+    fork("integers2", _kernel(scale, activation, bits), args, _jobs_of(args))
 
 
 def _pair(x, codes, scale, static, bits, block, y, v, v_scale, v_static, v_bits, v_block, z):  # type: ignore[no-untyped-def]
@@ -57,9 +58,11 @@ def _pair(x, codes, scale, static, bits, block, y, v, v_scale, v_static, v_bits,
     v_r = r
     if not _round_alike(scale, static, bits, block, v_scale, v_static, v_bits, v_block):
         v_r = _rounded(x, v_scale, v_static, v_bits, v_block)
-    first = _prepared(codes, scale, static, bits, block)
-    second = _prepared(v, v_scale, v_static, v_bits, v_block)
-    _pair_chunks(first, second, r, v_r, y, z)
+    first = _prepared(codes, scale, static, bits, block, r, y)
+    second = _prepared(v, v_scale, v_static, v_bits, v_block, v_r, z)
+    kernel, other = _kernel(scale, static, bits), _kernel(v_scale, v_static, v_bits)
+    jobs, v_jobs = _jobs_of(first), _jobs_of(second)
+    fork_both(ready("both"), "integers2", kernel, first, jobs, other, second, v_jobs)
 
 
 @njit(cache=True)
@@ -86,13 +89,21 @@ def _round_alike(scale, activation, bits, block, v_scale, v_activation, v_bits, 
 
 
 @njit(cache=True)
-def _prepared(codes, scale, activation, bits, block):  # type: ignore[no-untyped-def]
-    """Give the address of a matrix's kernel, and what it takes."""
+def _prepared(codes, scale, activation, bits, block, r, y):  # type: ignore[no-untyped-def]
+    """Give what a matrix's kernel takes, the rows of a job among it."""
     in_unit = _scales_in_unit(block, bits)
     if codes.shape[1] < _WIDTH:  # less than a vector: put the row at the end of one
         codes = _padded(codes, _WIDTH)
         in_unit = 0
-    return _kernel(scale, activation, bits), codes, scale, activation[1], in_unit
+    each = share(codes.shape[0], codes.shape[1], threads.count())
+    return codes, scale, activation[1], r, in_unit, y, each
+
+
+@njit(cache=True)
+def _jobs_of(args):  # type: ignore[no-untyped-def]
+    """Count the jobs of a matrix that is `_prepared`."""
+    rows, each = args[0].shape[0], args[6]
+    return (rows + each - 1) // each
 
 
 @njit(cache=True)
@@ -115,51 +126,15 @@ def _scales_in_unit(block, bits):  # type: ignore[no-untyped-def]
     return _LANES // lanes if _LANES % lanes == 0 else 0
 
 
-@njit(cache=True)
-def _chunk(matrix, r, y, c, each):  # type: ignore[no-untyped-def]
-    """Do job c: that many weight rows of a matrix that is `_prepared`."""
-    address, codes, scale, out, even = matrix
-    first, rows = c * each, codes.shape[0]
-    if first < rows:
-        call("integers2", address, (codes, scale, out, r, even, y, first, min(rows, first + each)))
+def _in_jobs(some_rows: Any) -> Any:
+    """Make the kernel of jobs of ``each`` weight rows from that of weight rows first ... stop."""
+    work = njit(forceinline=True)(some_rows)
 
+    def jobs(codes, scale, out, r, even, y, each, first, stop):  # type: ignore[no-untyped-def]
+        for row in range(first * each, min(codes.shape[0], stop * each), each):
+            work(codes, scale, out, r, even, y, row, min(codes.shape[0], row + each))
 
-@njit(cache=True)
-def _chunks(matrix, r, y):  # type: ignore[no-untyped-def]
-    """Share the weight rows among the threads."""
-    rows, size = matrix[1].shape
-    each = share(rows, size, threads.count())
-    fork("chunks", ready("chunks"), (matrix, r, y, each), _chunks_of(matrix, each))
-
-
-def _some_chunks(matrix, r, y, each, first, stop):  # type: ignore[no-untyped-def]
-    for c in range(first, stop):
-        _chunk(matrix, r, y, c, each)
-
-
-@njit(cache=True)
-def _pair_chunks(first, second, r, v_r, y, z):  # type: ignore[no-untyped-def]
-    """Share the weight rows of two matrices among the threads."""
-    count = threads.count()
-    each = share(first[1].shape[0], first[1].shape[1], count)
-    v_each = share(second[1].shape[0], second[1].shape[1], count)
-    jobs = _chunks_of(first, each) + _chunks_of(second, v_each)
-    args = first, second, r, v_r, y, z, each, v_each
-    fork("pair_chunks", ready("pair_chunks"), args, jobs)
-
-
-def _some_pair_chunks(first, second, r, v_r, y, z, each, v_each, job, stop):  # type: ignore[no-untyped-def]
-    before = _chunks_of(first, each)
-    for c in range(job, stop):
-        if c < before:
-            _chunk(first, r, y, c, each)
-        else:
-            _chunk(second, v_r, z, c - before, v_each)
-
-
-@njit(cache=True)
-def _chunks_of(matrix, each):  # type: ignore[no-untyped-def]
-    return (matrix[1].shape[0] + each - 1) // each
+    return jobs
 
 
 def _make_integers(bits: int) -> Any:
@@ -263,15 +238,11 @@ def _make_blocks(bits: int) -> Any:
 _VECTOR, _MATRIX = types.Array(types.float32, 1, "C"), types.Array(types.float32, 2, "C")
 _PACKED = types.Array(types.uint8, 2, "C")
 _INT, _FLOAT = types.int64, types.float32
-_CHUNK_OF = types.void(_PACKED, _MATRIX, _FLOAT, typeof(EMPTY), _INT, _MATRIX, _INT, _INT)
+_TAKES = _PACKED, _MATRIX, _FLOAT, typeof(EMPTY), _INT, _MATRIX, _INT
 for _bits in (2, 4, 8):
-    Kernel(f"integers{_bits}", _CHUNK_OF, _make_integers(_bits))
-    Kernel(f"lanes{_bits}", _CHUNK_OF, _make_lanes(_bits))
-    Kernel(f"blocks{_bits}", _CHUNK_OF, _make_blocks(_bits))
-_PREPARED, _ROUNDED = types.Tuple((_INT, _PACKED, _MATRIX, _FLOAT, _INT)), typeof(EMPTY)
-Kernel("chunks", types.void(_PREPARED, _ROUNDED, _MATRIX, *[_INT] * 3), _some_chunks)
-_PAIR = _PREPARED, _PREPARED, _ROUNDED, _ROUNDED, _MATRIX, _MATRIX
-Kernel("pair_chunks", types.void(*_PAIR, *[_INT] * 4), _some_pair_chunks)
-_TAKES = _PACKED, _MATRIX, _VECTOR, _INT, _INT, _MATRIX
-Kernel("codes", types.void(_MATRIX, *_TAKES), _codes)
-Kernel("pair", types.void(_MATRIX, *_TAKES, *_TAKES), _pair)
+    Shared(f"integers{_bits}", _TAKES, _in_jobs(_make_integers(_bits)))
+    Shared(f"lanes{_bits}", _TAKES, _in_jobs(_make_lanes(_bits)))
+    Shared(f"blocks{_bits}", _TAKES, _in_jobs(_make_blocks(_bits)))
+_WEIGHTS = _PACKED, _MATRIX, _VECTOR, _INT, _INT, _MATRIX
+Kernel("codes", types.void(_MATRIX, *_WEIGHTS), _codes)
+Kernel("pair", types.void(_MATRIX, *_WEIGHTS, *_WEIGHTS), _pair)

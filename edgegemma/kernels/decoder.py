@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
 from edgegemma.kernels.attention import _attend
-from edgegemma.kernels.fork import fork
+from edgegemma.kernels.fork import Shared, fork
 from edgegemma.kernels.kvcache import _append
-from edgegemma.kernels.late import Kernel, ready
+from edgegemma.kernels.late import ready
 from edgegemma.kernels.linear import FloatMatrix, Matrix, _linear, _linear_pair
 from edgegemma.kernels.norms import _add_rms, _copy, _gelu_gate, _rms, _rms_plain, _scale, _softcap
 from edgegemma.kernels.prepared import Prepared
@@ -304,8 +304,4 @@ def _join_tokens(context, tokens, norm, eps, factor, y, first, stop):  # type: i
 
 _ROWS = types.Array(types.float32, 3, "C")
 _NORM, _NUMBERS = types.Array(types.float32, 1, "C"), (types.float64, types.float32)
-Kernel(
-    "join_tokens",
-    types.void(_ROWS, _ROWS, _NORM, *_NUMBERS, _ROWS, types.int64, types.int64),
-    _join_tokens,
-)
+Shared("join_tokens", (_ROWS, _ROWS, _NORM, *_NUMBERS, _ROWS), _join_tokens)

@@ -20,8 +20,8 @@ from edgegemma.errors import InputError
 from edgegemma.kernels import dots, fours, simd
 from edgegemma.kernels.activation import _absolute
 from edgegemma.kernels.floattiles import COLUMNS, ROWS, _number, _plain
-from edgegemma.kernels.fork import fork
-from edgegemma.kernels.late import Kernel, ready
+from edgegemma.kernels.fork import Shared, fork
+from edgegemma.kernels.late import ready
 
 _PATH, _WIDTH = simd.TARGET.path, simd.WIDTH
 _OFFSET = dots.BYTE_OFFSET[_PATH]
@@ -193,7 +193,7 @@ def _round_queries(q, y, first, stop):  # type: ignore[no-untyped-def]
 
 
 _ROWS = types.Array(types.float32, 3, "C")
-Kernel("round_queries", types.void(_ROWS, _ROWS, types.int64, types.int64), _round_queries)
+Shared("round_queries", (_ROWS, _ROWS), _round_queries)
 
 
 def _digit_scores(

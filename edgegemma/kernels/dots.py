@@ -78,6 +78,15 @@ def run(b: Any, path: str, acc: Any, units: Sequence[tuple[Any, Sequence[Any]]],
     return _neon_small(b, acc, pairs)
 
 
+def part(b: Any, path: str) -> None:
+    """Keep apart what two rows read: AVX2 multiplies by what is in memory, and has no room for 16 vectors to keep.
+
+    LLVM would load the activations of four vectors once for four rows, and save and fetch them in between.
+    """
+    if path == "avx2":
+        b.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], side_effect=True)
+
+
 def dot(b: Any, path: str, acc: Any, codes: Any, planes: Sequence[Any], bits: int) -> Any:
     """Unpack codes of 2, 4 or 8 bits and add their products with the planes to acc."""
     if bits == 8:

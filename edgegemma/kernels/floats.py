@@ -12,7 +12,7 @@ from numba.extending import overload
 from edgegemma.kernels import simd, threads
 from edgegemma.kernels.activation import _fake, _padded
 from edgegemma.kernels.floattiles import COLUMNS, ROWS, dots
-from edgegemma.kernels.fork import fork
+from edgegemma.kernels.fork import Shared, fork
 from edgegemma.kernels.fours import apart, share
 from edgegemma.kernels.late import Kernel, ready
 
@@ -115,8 +115,8 @@ def _floats(x, rows, out, y, first, stop):  # type: ignore[no-untyped-def]
 _F32 = types.Array(types.float32, 2, "C")
 for _name, _kind in (("float32", types.float32), ("bfloat16", types.uint16)):
     _weights = types.Array(_kind, 2, "C")
-    _ends = types.int64, types.int64, types.int64
-    Kernel(f"{_name}_chunks", types.void(_F32, _weights, types.float32, _F32, *_ends), _some_chunks)
+    _takes = _F32, _weights, types.float32, _F32, types.int64
+    Shared(f"{_name}_chunks", _takes, _some_chunks)
     Kernel(
         f"rows_{_name}", types.void(_F32, _weights, types.Array(types.float32, 1, "C"), _F32), _rows
     )

@@ -81,6 +81,7 @@ def _add(b: Any, sums: Any, weights: Any, activations: Any, vectors: int, bits: 
             taken = [(unit(row, v), planes(v)) for v in range(vectors)]
             if vectors > 1:
                 own[0] = dots.run(b, _PATH, own[0], taken, bits)
+                dots.part(b, _PATH)
             else:
                 own[0] = dots.dot(b, _PATH, own[0], *taken[0], bits)
     else:

@@ -68,6 +68,16 @@ def keyed(dispatcher: Any, name: str) -> None:
     )
 
 
+def kept_as(function: Any, wrapper: Any) -> None:
+    """Have Numba keep a wrapper as the function that it wraps: where that file or one it imports changes, it is compiled anew."""
+    code = function.__code__
+    wrapper.__code__ = wrapper.__code__.replace(
+        co_filename=code.co_filename, co_firstlineno=code.co_firstlineno
+    )
+    for name in ("__name__", "__qualname__", "__module__"):
+        setattr(wrapper, name, getattr(function, name))
+
+
 @ctypes.CFUNCTYPE(None, ctypes.c_int64)
 def _fill(place: int) -> None:
     _by_cell[place].fill()
@@ -85,10 +95,9 @@ def cell_of(module: Any, name: str) -> Any:
     return module.globals.get(symbol) or ir.GlobalVariable(module, _WORD, symbol)
 
 
-def call_at(context: Any, b: Any, name: str, address: Any, given: Sequence[Any]) -> Any:
-    """Call the kernel at an address, in LLVM's terms; ``name`` tells its signature. Gives Numba's status."""
-    signature, convention = KERNELS[name].signature, context.call_conv
-    result, args = signature.return_type, signature.args
+def call_at(context: Any, b: Any, signature: Any, address: Any, given: Sequence[Any]) -> Any:
+    """Call the kernel of a signature at an address, in LLVM's terms. Gives Numba's status."""
+    convention, result, args = context.call_conv, signature.return_type, signature.args
     function = b.inttoptr(address, convention.get_function_type(result, args).as_pointer())
     return convention.call_function(b, function, result, args, given)[0]
 
@@ -124,7 +133,7 @@ def _call(_context, name, address, args):  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, b: Any, _signature: Any, values: Any) -> Any:
         given = cgutils.unpack_tuple(b, values[2], len(signature.args))
-        status = call_at(context, b, name.literal_value, values[1], given)
+        status = call_at(context, b, signature, values[1], given)
         with cgutils.if_unlikely(b, status.is_error):
             context.call_conv.return_status_propagate(b, status)
         return context.get_dummy_value()

@@ -9,8 +9,8 @@ from typing import Any
 from numba import njit
 
 from edgegemma.kernels import threads
-from edgegemma.kernels.fork import gather
-from edgegemma.kernels.late import Kernel, call, keyed, ready
+from edgegemma.kernels.fork import Shared, fork, gather
+from edgegemma.kernels.late import kept_as, keyed, ready
 from edgegemma.kernels.simd import plain
 from edgegemma.kernels.team import open_team
 
@@ -28,13 +28,19 @@ def leader(kind: str, signature: Any, function: Callable[..., Any]) -> Any:
         What the kernel does.
     """
     name = f"{function.__name__}_{hashlib.sha256(kind.encode()).hexdigest()[:16]}"
-    Kernel(name, signature, function)
+    work = njit(function)
+
+    def led(*given):  # type: ignore[no-untyped-def]
+        work(*given[:-2])  # of all jobs, one
+
+    kept_as(function, led)
+    Shared(name, signature.args, led)
 
     def run(*given):  # type: ignore[no-untyped-def]
         args = plain(given)
         address = ready(name)
         if threads.count() == 1:
-            call(name, address, args)
+            fork(name, address, args, 1)
             return
         serve, _ = ready("serve"), ready("hand_out")
         open_team()

@@ -17,9 +17,9 @@ from numba import njit, typeof, types
 from edgegemma.kernels import rowlanes, simd, tiles
 from edgegemma.kernels.activation import EMPTY, Rounded, _fake, _padded, _quantize
 from edgegemma.kernels.codes import _scales_in_unit
-from edgegemma.kernels.fork import fork
+from edgegemma.kernels.fork import Shared, fork
 from edgegemma.kernels.lanes import lane_scales
-from edgegemma.kernels.late import Kernel, call, ready
+from edgegemma.kernels.late import Kernel, ready
 from edgegemma.kernels.rowlanes import ask, multiply_lanes, turn
 from edgegemma.kernels.simd import (
     add_ints,
@@ -57,41 +57,40 @@ def _matmul(x, codes, scale, activation, bits, block, y):  # type: ignore[no-unt
     if codes.shape[1] < _WIDTH:  # less than a vector: put the row at the end of one
         codes = _padded(codes, _WIDTH)
         in_unit = 0
-    if scale.shape[1] == 1 and activation[0] > np.float32(0.0):
-        if bits == 2:
-            address = ready("many_integers2")
-        elif bits == 4:
-            address = ready("many_integers4")
-        else:
-            address = ready("many_integers8")
+    exact = scale.shape[1] == 1 and activation[0] > np.float32(0.0)
+    if exact:
         r = _laid(_quantize_static(x, activation[0], bits))
-        _chunks(address, codes, scale, activation[1], r, r.block, 1, y)
-        return
-    if bits == 2:
-        address = ready("many_blocks2")
-    elif bits == 4:
-        address = ready("many_blocks4")
+        index, count = r.block, 1
     else:
-        address = ready("many_blocks8")
-    r = _quantize(x, activation[0], bits, block)
-    if scale.shape[1] == 1:
-        _chunks(address, codes, scale, activation[1], r, np.zeros_like(r.block), 1, y)
-    else:
-        _chunks(address, codes, scale, activation[1], r, r.block, in_unit, y)
+        r = _quantize(x, activation[0], bits, block)
+        index, count = r.block, in_unit
+        if scale.shape[1] == 1:
+            index, count = np.zeros_like(r.block), 1
+    args = codes, scale, activation[1], r, index, count, y
+    jobs = (codes.shape[0] + _CHUNK - 1) // _CHUNK
+    fork("many_integers2", _kernel(exact, bits), args, jobs)
 
 
 @njit(cache=True)
-def _chunks(address, codes, scale, out, r, index, count, y):  # type: ignore[no-untyped-def]
-    """Share the weight rows among the threads."""
-    jobs = (codes.shape[0] + _CHUNK - 1) // _CHUNK
-    args = address, codes, scale, out, r, index, count, y
-    fork("many_chunks", ready("many_chunks"), args, jobs)
+def _kernel(exact, bits):  # type: ignore[no-untyped-def]
+    """Give the address of the kernel for a matrix."""
+    if bits == 2:
+        return ready("many_integers2") if exact else ready("many_blocks2")
+    if bits == 4:
+        return ready("many_integers4") if exact else ready("many_blocks4")
+    return ready("many_integers8") if exact else ready("many_blocks8")
 
 
-def _some_chunks(address, codes, scale, out, r, index, count, y, c, end):  # type: ignore[no-untyped-def]
-    for first in range(c * _CHUNK, min(codes.shape[0], end * _CHUNK), _CHUNK):
-        stop = min(codes.shape[0], first + _CHUNK)
-        call("many_integers2", address, (codes, scale, out, r, index, count, y, first, stop))
+def _in_chunks(some_rows: Any) -> Any:
+    """Make the kernel of chunks of weight rows from that of weight rows first … stop."""
+    work = njit(forceinline=True)(some_rows)
+
+    def chunks(codes, scale, out, r, index, count, y, first, stop):  # type: ignore[no-untyped-def]
+        for row in range(first * _CHUNK, min(codes.shape[0], stop * _CHUNK), _CHUNK):
+            last = min(codes.shape[0], row + _CHUNK)
+            work(codes, scale, out, r, index, count, y, row, last)
+
+    return chunks
 
 
 @njit(cache=True)
@@ -293,12 +292,11 @@ def _make_blocks(bits: int) -> Any:
 _VECTOR, _MATRIX = types.Array(types.float32, 1, "C"), types.Array(types.float32, 2, "C")
 _PACKED, _INDEX = types.Array(types.uint8, 2, "C"), types.Array(types.int32, 1, "C")
 _INT, _FLOAT = types.int64, types.float32
-_CHUNK_OF = types.void(_PACKED, _MATRIX, _FLOAT, typeof(EMPTY), _INDEX, _INT, _MATRIX, _INT, _INT)
+_TAKES = _PACKED, _MATRIX, _FLOAT, typeof(EMPTY), _INDEX, _INT, _MATRIX
 _PLANES = types.Array(types.int8, 2, "C")
-Kernel("panels", types.void(_PLANES, _PLANES, _INT, _INT), _some_panels)
-Kernel("many_chunks", types.void(_INT, *_CHUNK_OF.args), _some_chunks)
+Shared("panels", (_PLANES, _PLANES), _some_panels)
 for _bits in (2, 4, 8):
     _make = _make_lane_integers if rowlanes.USED else _make_integers
-    Kernel(f"many_integers{_bits}", _CHUNK_OF, _make(_bits))
-    Kernel(f"many_blocks{_bits}", _CHUNK_OF, _make_blocks(_bits))
+    Shared(f"many_integers{_bits}", _TAKES, _in_chunks(_make(_bits)))
+    Shared(f"many_blocks{_bits}", _TAKES, _in_chunks(_make_blocks(_bits)))
 Kernel("matmul", types.void(_MATRIX, _PACKED, _MATRIX, _VECTOR, _INT, _INT, _MATRIX), _matmul)

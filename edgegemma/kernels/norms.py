@@ -12,8 +12,8 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
-from edgegemma.kernels.fork import fork
-from edgegemma.kernels.late import Kernel, ready
+from edgegemma.kernels.fork import Shared, fork
+from edgegemma.kernels.late import ready
 from edgegemma.kernels.simd import plain
 
 F32 = NDArray[np.float32]
@@ -270,6 +270,5 @@ def _cap(x, cap, inverse):  # type: ignore[no-untyped-def]
 
 
 _VECTOR = types.Array(types.float32, 1, "C")
-_ENDS = types.int64, types.int64
-Kernel("gelu_parts", types.void(_VECTOR, _VECTOR, *_ENDS), _gelu_parts)
-Kernel("softcap_parts", types.void(_VECTOR, types.float32, *_ENDS), _softcap_parts)
+Shared("gelu_parts", (_VECTOR, _VECTOR), _gelu_parts)
+Shared("softcap_parts", (_VECTOR, types.float32), _softcap_parts)

@@ -10,8 +10,8 @@ from numba import njit, typeof, types
 
 from edgegemma.kernels import simd
 from edgegemma.kernels.activation import EMPTY, Rounded, _lay_row, _units
-from edgegemma.kernels.fork import fork
-from edgegemma.kernels.late import Kernel, ready
+from edgegemma.kernels.fork import Shared, fork
+from edgegemma.kernels.late import ready
 from edgegemma.kernels.simd import Floats, Ints
 
 _WIDTH, _LANES = simd.WIDTH, simd.LANES
@@ -61,11 +61,5 @@ def _static_row(x, scale, bits, r, m):  # type: ignore[no-untyped-def]
     _lay_row(q, r, m, bits)
 
 
-_ENDS = types.int64, types.int64
-Kernel(
-    "static_rows",
-    types.void(
-        types.Array(types.float32, 2, "C"), types.float32, types.int64, typeof(EMPTY), *_ENDS
-    ),
-    _static_rows,
-)
+_MATRIX = types.Array(types.float32, 2, "C")
+Shared("static_rows", (_MATRIX, types.float32, types.int64, typeof(EMPTY)), _static_rows)

@@ -19,16 +19,19 @@ import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from edgegemma.kernels import threads
-from edgegemma.kernels.late import Kernel
+from edgegemma.kernels.late import Kernel, call_at
 from edgegemma.kernels.simd import _call
 
 _LINE = 128  # bytes: two lines of most caches, which are often fetched together
 _SPINS = 1000  # looks, some tens of microseconds, before a waiting thread offers its core to others
 _WORD = ir.IntType(64)
 _SYMBOL = "edgegemma_team"
+JOBS = types.void(types.int64, types.int64, types.int64)
+"""The signature of a kernel that reads its arguments from a place, and does the jobs from a first one to a stop."""
 _YIELD = "llvm.aarch64.hint", [1]
 _PAUSES = {"x86_64": ("llvm.x86.sse2.pause", []), "aarch64": _YIELD, "arm64": _YIELD}
 
@@ -38,7 +41,7 @@ _SEARCH = 64  # looks at its own parts between two at others'
 # Bytes from the team's place, lines that are written at different times by different threads. The state of a thread's parts is
 # the job's ticket, the end of them, and the next that nobody has taken: 32, 16 and 16 bits.
 _OPEN = 0
-_TICKETS, _FUNCTION, _DATA, _PARTS = _LINE, _LINE + 8, _LINE + 16, _LINE + 24
+_TICKETS, _KERNEL, _PLACE, _JOBS, _PARTS = (_LINE + 8 * i for i in range(5))
 _DONE = 2 * _LINE  # parts that those who serve have done
 _STATES = 3 * _LINE  # a line each
 _HALF = (1 << 16) - 1
@@ -102,16 +105,21 @@ def _add(_context, place, number):  # type: ignore[no-untyped-def]
     return types.void(types.int64, types.int64), codegen
 
 
-def _run(_context, function, data, part, parts):  # type: ignore[no-untyped-def]
-    """Call a function that `fork` made."""
+def _run(_context, kernel, place, first, stop):  # type: ignore[no-untyped-def]
+    """Have a shared kernel do some jobs."""
 
     def codegen(context: Any, b: Any, _signature: Any, args: Any) -> Any:
-        function, data, part, parts = args
-        kind = ir.FunctionType(ir.VoidType(), [_WORD] * 4)
-        b.call(b.inttoptr(function, kind.as_pointer()), [data, part, b.add(part, _WORD(1)), parts])
+        call_shared(context, b, *args)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), codegen
+
+
+def call_shared(context: Any, b: Any, address: Any, place: Any, first: Any, stop: Any) -> None:
+    """Call a kernel that reads its arguments from a place, in LLVM's terms; note there if it fails."""
+    status = call_at(context, b, JOBS, address, [place, first, stop])
+    with cgutils.if_unlikely(b, status.is_error):
+        b.store(_WORD(1), b.inttoptr(place, _WORD.as_pointer()))
 
 
 def _pause(_context):  # type: ignore[no-untyped-def]
@@ -173,10 +181,10 @@ def _work(thread):  # type: ignore[no-untyped-def]
         part = state & _HALF
         if part == state >> 16 & _HALF:
             return done
-        function, data = read(team() + _FUNCTION), read(team() + _DATA)
-        parts = read(team() + _PARTS)
-        if take(place, state):  # so the job is still the one that was read
-            run(function, data, part, parts)
+        kernel, given = read(team() + _KERNEL), read(team() + _PLACE)
+        jobs, parts = read(team() + _JOBS), read(team() + _PARTS)
+        if take(place, state):  # so the work is still the one that was read
+            run(kernel, given, jobs * part // parts, jobs * (part + 1) // parts)
             done += 1
 
 
@@ -201,14 +209,15 @@ def _serve(thread):  # type: ignore[no-untyped-def]
         looks = 1 if done > 0 else _wait(looks)
 
 
-def _hand_out(function, data, jobs):  # type: ignore[no-untyped-def]
-    """Do jobs together with those who serve."""
+def _hand_out(kernel, place, jobs):  # type: ignore[no-untyped-def]
+    """Have a shared kernel do jobs, together with those who serve."""
     count = threads.count()
     parts = min(jobs, _EACH * count)
     ticket = read(team() + _TICKETS) + 1
     write(team() + _TICKETS, ticket)
-    write(team() + _FUNCTION, function)
-    write(team() + _DATA, data)
+    write(team() + _KERNEL, kernel)
+    write(team() + _PLACE, place)
+    write(team() + _JOBS, jobs)
     write(team() + _PARTS, parts)
     write(team() + _DONE, 0)
     for thread in range(count - 1, -1, -1):
@@ -220,4 +229,4 @@ def _hand_out(function, data, jobs):  # type: ignore[no-untyped-def]
 
 
 Kernel("serve", types.void(types.int64), _serve)
-Kernel("hand_out", types.void(types.int64, types.int64, types.int64), _hand_out)
+Kernel("hand_out", JOBS, _hand_out)
