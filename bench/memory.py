@@ -108,11 +108,10 @@ def session(script: Script) -> dict[str, Any]:
     if script.context:
         mark(f"fill {script.context}")
     ids = rng.integers(0, model.config.text.vocab_size, script.prompt)
-    logits = model.forward(*model.embed(ids), cache)
+    (logits,) = model.forward(*model.embed(ids), cache)
     mark(f"prefill {script.prompt}")
     for _ in range(script.tokens):
-        chosen = np.argmax(logits[-1:], axis=1).astype(np.int64)
-        logits = model.forward(*model.embed(chosen), cache)
+        logits = model.decode(int(np.argmax(logits)), cache)
     mark(f"decode {script.tokens}")
     if script.audio_seconds and model.config.audio is not None:
         _encode(model, script.audio_seconds, rng)

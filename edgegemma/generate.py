@@ -46,6 +46,9 @@ class TextModel(Protocol):
     def forward(self, embeds: F32, per_layer: F32, cache: Any, num_logits: int = 1) -> F32:
         """Append positions to the cache; logits of the last ones, ``[num_logits, V]``."""
 
+    def decode(self, token: int, cache: Any) -> F32:
+        """Append one token to the cache; its logits, ``[V]``."""
+
 
 @dataclass(frozen=True)
 class Token:
@@ -154,9 +157,7 @@ class Generation(Iterator[Token]):
             if self._cancelled():
                 break
             start = time.perf_counter()
-            logits = self._forward(
-                len(self._prompt) + len(self.ids) - 1, np.array([chosen], np.int64), last=True
-            )
+            logits = self._model.decode(chosen, self.cache)
             self._decode_s += time.perf_counter() - start
         self._stop = "cancelled"
 

@@ -11,7 +11,7 @@ import mmap
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -129,7 +129,7 @@ class Package:
         """Bytes of all members."""
         return sum(member.size for member in self.members.values())
 
-    def read_rows(self, name: str, offset: int, row_bytes: int, indices: NDArray[np.int64]) -> U8:
+    def read_rows(self, name: str, offset: int, row_bytes: int, indices: Sequence[int]) -> U8:
         """Read rows of a table from disk, not through the map, so that the table never becomes resident.
 
         Parameters
@@ -138,18 +138,17 @@ class Package:
             The member.
         offset, row_bytes : int
             Where row 0 starts and the bytes of a row.
-        indices : int64 [n]
+        indices : sequence of n int
 
         Returns
         -------
         uint8 [n, row_bytes]
         """
         size = self._member(name).size
-        chosen = indices.tolist()
-        if offset < 0 or row_bytes <= 0 or min(chosen, default=0) < 0:
+        if offset < 0 or row_bytes <= 0 or min(indices, default=0) < 0:
             raise PackageError(f"{name}: got a row at a negative place; want rows from 0 on")
-        rows = np.empty((len(chosen), row_bytes), np.uint8)
-        for i, index in enumerate(chosen):
+        rows = np.empty((len(indices), row_bytes), np.uint8)
+        for i, index in enumerate(indices):
             end = offset + (index + 1) * row_bytes
             if end > size:
                 raise PackageError(

@@ -132,6 +132,10 @@ class FakeModel:
                 logits[row] = np.sin(np.arange(VOCABULARY) * (total + 1.0)) * 4
         return logits
 
+    def decode(self, token: int, cache: FakeCache) -> F32:
+        rows, layers = self.embed(np.array([token]))
+        return self.forward(rows, layers, cache).reshape(VOCABULARY)
+
     def _prompt_length(self, cache: FakeCache, length: int) -> int:
         """Where the answer begins: behind what follows the last sound, or where logits were first asked for."""
         (end_of_sound,), _ = self.embed(np.array([TOKENS.eoa]))

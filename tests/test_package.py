@@ -74,14 +74,14 @@ def test_an_empty_file_maps_to_nothing(folder: Path) -> None:
 def test_files_close_with_the_package(original: Path) -> None:
     before = open_files()
     package = Package.open(original)
-    package.read_rows("decoder.bin", 0, 16, np.array([0]))
+    package.read_rows("decoder.bin", 0, 16, [0])
     package.close()
     assert open_files() == before
 
 
 def test_rows_are_the_bytes_of_the_file(original: Path) -> None:
     package = Package.open(original)
-    indices = np.array([5, 0, 5, 2])
+    indices = [5, 0, 5, 2]
     rows = package.read_rows("embed_tokens.bin", 4096, 24, indices)
     data = np.frombuffer((original / "embed_tokens.bin").read_bytes(), np.uint8)
     want = np.stack([data[4096 + 24 * i : 4096 + 24 * (i + 1)] for i in indices])
@@ -90,7 +90,7 @@ def test_rows_are_the_bytes_of_the_file(original: Path) -> None:
 
 
 def test_no_rows_are_no_rows(original: Path) -> None:
-    rows = Package.open(original).read_rows("decoder.bin", 0, 8, np.array([], np.int64))
+    rows = Package.open(original).read_rows("decoder.bin", 0, 8, [])
     assert rows.shape == (0, 8)
 
 
@@ -102,7 +102,7 @@ def test_rows_outside_the_file_are_refused(
     original: Path, offset: int, row_bytes: int, index: int
 ) -> None:
     with pytest.raises(PackageError, match=r"^decoder\.bin: got .*row.*; want"):
-        Package.open(original).read_rows("decoder.bin", offset, row_bytes, np.array([index]))
+        Package.open(original).read_rows("decoder.bin", offset, row_bytes, [index])
 
 
 def test_rows_of_a_large_table_do_not_become_resident(tmp_path: Path, original: Path) -> None:
@@ -115,7 +115,7 @@ def test_rows_of_a_large_table_do_not_become_resident(tmp_path: Path, original: 
     indices = np.random.default_rng(0).integers(0, size // 2240, 4096)
     before = memory.resident_bytes()
     for part in np.split(indices, 16):
-        package.read_rows("table.bin", 0, 2240, part)
+        package.read_rows("table.bin", 0, 2240, part.tolist())
     assert memory.resident_bytes() - before < 12 << 20  # the cache of rows holds 4 MiB
 
 

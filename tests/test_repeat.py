@@ -50,7 +50,7 @@ def once(model: EngineModel) -> EngineModel:
 
 
 def token(model: EngineModel, cache: Any, n: int) -> F32:
-    return model.forward(*model.embed(IDS[n : n + 1]), cache)
+    return model.decode(int(IDS[n]), cache)[None]
 
 
 def test_a_decoder_repeats(model: EngineModel) -> None:
@@ -167,7 +167,7 @@ def test_a_plan_is_run_again_on_what_its_inputs_hold_now() -> None:
         call("half", "tail", lambda v: v / 2, "prepared"),
         call("more", "half", lambda v: v + 1, "prepared"),
     )
-    repeat = Repeat(steps, {"x": np.array([0.0, 2.0])}, ["x"], None)
+    repeat = Repeat([steps], {"x": np.array([0.0, 2.0])}, ["x"], None)
     found = [repeat.run({"x": np.array([0.0, value])}, None) for value in (2.0, 6.0)]
     assert [each.tolist() for each in found] == [[2.0], [4.0]]
 
@@ -187,4 +187,4 @@ def test_what_reads_what_changes_must_be_prepared(
 ) -> None:
     first, second = how
     steps = made(call("a", "x", lambda v: v, first), call("b", "a", lambda v: v, second))
-    assert repeats(steps, [changing]) == can
+    assert repeats([steps], [changing]) == can

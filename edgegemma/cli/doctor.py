@@ -123,11 +123,9 @@ def _sound() -> dict[str, Any]:
 
 def _model(model: str, memory_limit: str | None, problems: list[str]) -> dict[str, Any]:
     """Open a model, read one token, and say where the memory is."""
-    import numpy as np
-
     try:
         opened = load(model, memory_limit=memory_limit)
-        opened.forward(*opened.embed(np.zeros(1, np.int64)), opened.new_cache(8))
+        opened.decode(0, opened.new_cache(8))
         return {
             "path": str(opened.package.path),
             "ledger": dataclasses.asdict(opened.ledger()),

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from edgegemma.engine import memory
-from edgegemma.engine.model import CHUNK, FRAMES, MELS, Model, open_model
+from edgegemma.engine.model import CHUNK, FRAMES, Model, open_model
+from edgegemma.engine.state import MELS
 from edgegemma.errors import EdgeGemmaError
 from edgegemma.kernels import cache, cpu
 from edgegemma.kernels.compiling import watched
@@ -152,7 +153,7 @@ def _answer(model: Model) -> None:
     """One position after the other."""
     text = model.new_cache(8)
     for _ in range(2):
-        model.forward(*model.embed(np.zeros(1, np.int64)), text)
+        model.decode(0, text)
 
 
 def _sound(model: Model) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgegemma.engine.memory import zeros
+from edgegemma.engine.state import check_room
 from edgegemma.errors import InputError
 from edgegemma.kernels.kvcache import KV
 from edgegemma.kernels.stack import HeldCache
@@ -102,12 +103,8 @@ class KVCache:
         InputError
             The text would be longer than the cache may hold.
         """
+        check_room(self, count)
         end = self._length + count
-        if end > self.limit:
-            raise InputError(
-                f"context: got {end} positions; want at most {self.limit}; shorten the input "
-                "or start a new one"
-            )
         assert count <= self.slack
         self._written = max(self._written, end)
         self._touched = max(self._touched, end)

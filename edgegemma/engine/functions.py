@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgegemma.engine import functions_audio, layers, plan
 from edgegemma.engine.graph import Graph, Node
 from edgegemma.engine.plan import Call, Work, at_once
-from edgegemma.engine.values import rows, view
+from edgegemma.engine.values import view
 from edgegemma.engine.weights import CODE_BITS, FLOATS, Weights
 from edgegemma.errors import InputError, UnsupportedError
 from edgegemma.kernels import decoder
@@ -61,17 +61,23 @@ def _gather_rows(package: Package, graph: Graph, node: Node) -> Call:
     gather, gather_scale = _RowSource(package, table), _RowSource(package, scale)
     no_scale = np.zeros((0, 1), np.float32)
 
-    def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
+    def prepare(values: Sequence[Any], state: Any) -> tuple[Sequence[Any], Work]:
         del state
-        ids = rows(node.name, values[0], dtype=np.int64)
-        if not all(0 <= token < count for token in ids.tolist()):
-            raise InputError(f"{node.name}: got an id beyond the table; want 0 to {count - 1}")
-        codes = gather(ids)
-        scales = gather_scale(ids).view(np.float32) if bits in CODE_BITS else no_scale
-        return [gather_rows(codes, scales, bits, multiplier)[None]]
+        ids = view(node.name, values[0], dtype=np.int64)
+        y = np.empty((len(ids), width), np.float32)
+
+        def work() -> None:
+            chosen = ids.tolist()
+            if min(chosen, default=0) < 0 or max(chosen, default=0) >= count:
+                raise InputError(f"{node.name}: got an id beyond the table; want 0 to {count - 1}")
+            scales = gather_scale(chosen).view(np.float32) if bits in CODE_BITS else no_scale
+            gather_rows(gather(chosen), scales, bits, multiplier, y)
+
+        return [y[None]], work
 
     row_bytes = gather.row_bytes + (gather_scale.row_bytes if bits in CODE_BITS else 0)
-    return Call(node, w.given("input_ids"), run, row_bytes=row_bytes)
+    names = w.given("input_ids")
+    return Call(node, names, at_once(prepare), prepare, row_bytes=row_bytes)
 
 
 class _RowSource:
@@ -85,7 +91,7 @@ class _RowSource:
         if tensor.data is not None:
             self._inline = np.frombuffer(tensor.data, np.uint8).reshape(-1, self.row_bytes)
 
-    def __call__(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def __call__(self, ids: Sequence[int]) -> NDArray[np.uint8]:
         if self._inline is not None:
             return self._inline[ids]
         tensor = self._tensor

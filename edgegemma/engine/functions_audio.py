@@ -9,6 +9,7 @@ import numpy as np
 
 from edgegemma.engine.graph import Graph, Node
 from edgegemma.engine.plan import Call
+from edgegemma.engine.state import MELS
 from edgegemma.engine.values import exact, rows
 from edgegemma.engine.weights import Weights
 from edgegemma.errors import PackageError
@@ -21,7 +22,6 @@ from edgegemma.kernels.conformer import (
 from edgegemma.kernels.held import Held
 from edgegemma.package import Package
 
-MELS = 128
 STRIDE = 4  # mel frames of a soft token; the second convolution leaves a quarter of the mels too
 _NORMS = (
     "ffw1_pre_norm",

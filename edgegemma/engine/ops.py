@@ -56,11 +56,19 @@ def _neg(attributes: Attributes, values: Sequence[Array]) -> Sequence[Array]:
 
 
 def _reshape(attributes: Attributes, values: Sequence[Array]) -> Sequence[Array]:
-    data, shape = values
-    sizes = shape.tolist()
+    return [np.reshape(values[0], _sizes(attributes, *values))]
+
+
+def reshape_view(attributes: Attributes, values: Sequence[Array]) -> Sequence[Array]:
+    """Reshape a value that lies in a row, whatever it holds; ValueError where it does not."""
+    return [np.reshape(values[0], _sizes(attributes, *values), copy=False)]
+
+
+def _sizes(attributes: Attributes, data: Array, shape: Array) -> list[int]:
+    sizes: list[int] = shape.tolist()
     if not attributes.get("allowzero", 0):
         sizes = [data.shape[i] if size == 0 else size for i, size in enumerate(sizes)]
-    return [data.reshape(sizes)]
+    return sizes
 
 
 def _slice(attributes: Attributes, values: Sequence[Any]) -> Sequence[Array]:

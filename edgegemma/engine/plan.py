@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgegemma.engine.graph import Graph, Node
-from edgegemma.engine.ops import FAILURES, OPS, VIEWS, Op, split
+from edgegemma.engine.ops import FAILURES, OPS, VIEWS, Op, reshape_view, split
 from edgegemma.errors import PackageError
 from edgegemma.package import Package
 
@@ -98,7 +98,7 @@ class Step:
     frees: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Steps that give some outputs of a graph.
 
@@ -270,7 +270,8 @@ def _summed(reads: Iterable[Mapping[str, int]]) -> Mapping[str, int]:
 
 def glue(graph: Graph, package: Package, node: Node) -> Call:
     """Make an op ready to run; inputs that are constants are bound."""
-    op, attributes = OPS[node.op], node.attributes
+    attributes, views = node.attributes, node.op in VIEWS or _reshapes_given(graph, node)
+    op = reshape_view if node.op == "Reshape" and views else OPS[node.op]
     bound = [_constant(graph, package, name) for name in node.inputs]
     places = [i for i, value in enumerate(bound) if value is None]
     names = tuple(node.inputs[i] for i in places)
@@ -290,7 +291,6 @@ def glue(graph: Graph, package: Package, node: Node) -> Call:
             raise PackageError(f"{graph.name}: {node.name!r}: gives {len(results)} outputs")
         return results
 
-    views = node.op in VIEWS
     if node.op != "Split":
         return Call(node, names, run, views=views)
 
@@ -301,6 +301,13 @@ def glue(graph: Graph, package: Package, node: Node) -> Call:
 
     pieces = _pieces(node, bound)
     return Call(node, names, run, views=views, narrow=narrow, pieces=pieces)
+
+
+def _reshapes_given(graph: Graph, node: Node) -> bool:
+    """Tell whether a node reshapes what a function gives: that lies in a row."""
+    if node.op != "Reshape":
+        return False
+    return any(node.inputs[0] in other.outputs for other in graph.nodes if other.domain)
 
 
 def _constant(graph: Graph, package: Package, name: str) -> Any:

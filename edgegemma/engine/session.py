@@ -18,14 +18,15 @@ from edgegemma.engine.layers import OWNERS, Chunk
 from edgegemma.engine.model import CHUNK, F32, FRAMES, I64, AudioState, Cache, Model
 from edgegemma.engine.plan import Plan
 from edgegemma.engine.repeat import Repeat, repeats
+from edgegemma.engine.state import audio_arrays
 from edgegemma.engine.values import exact, rows
 from edgegemma.errors import InputError, PackageError
 from edgegemma.kernels import threads as pool
 from edgegemma.package import Package
 
 T = TypeVar("T")
-CHANGING = ("inputs_embeds", "per_layer_inputs", "position_ids")
-"""Inputs of a decoder that are others for each token."""
+CHANGING = ("input_ids", "position_ids")
+"""Inputs of the graphs that are others for each token of a text."""
 
 
 class Program:
@@ -93,7 +94,7 @@ class EngineModel(Model):
             audio = budget.external_bytes(loaded.values()) - text
             if AUDIO in self.passing:
                 audio = min(audio, self._programs[AUDIO].largest_reads)
-            arrays = self._audio_arrays(self.config.audio).values()
+            arrays = audio_arrays(self.config.audio).values()
             audio += sum(array.nbytes for array in arrays)
         caches = [c for c in self._caches if isinstance(c, KVCache)]
         if context:  # not written to, so it takes no memory itself
@@ -111,13 +112,13 @@ class EngineModel(Model):
     ) -> list[Any]:
         steps = self._programs[name].plan(outputs)
         after = partial(self._let_go, name) if name in self.passing else None
-        return self._work(steps, several, partial(steps.run, feeds, state, after))
+        self.counters.read_bytes.update(steps.reads)
+        return self._work(several, partial(steps.run, feeds, state, after))
 
-    def _work(self, steps: Plan, several: bool, work: Callable[[], T]) -> T:
-        """Do what runs a plan, on as many threads as are meant for it, and count what it reads."""
+    def _work(self, several: bool, work: Callable[[], T]) -> T:
+        """Do what runs a plan, on as many threads as are meant for it."""
         # Numba keeps the number for each calling thread.
         pool.use(self.prefill_threads if several else self.threads)
-        self.counters.read_bytes.update(steps.reads)
         # The numbers are the package's: an infinite product is its business, not worth a warning.
         with pool.lock, np.errstate(all="ignore"):
             return work()
@@ -148,11 +149,8 @@ class EngineModel(Model):
             "num_logits_to_keep": np.array(keep, np.int64),
         }
         chunk = Chunk(cache, start, start + count)
-        if count == keep == 1 and self._repeats and DECODER not in self.passing:
-            results = [self._again(feeds, chunk)]
-        else:
-            outputs = [*(["logits"] if keep else []), *self._present]
-            results = self._run(DECODER, outputs, self._absent | feeds, chunk, count > 1)
+        outputs = [*(["logits"] if keep else []), *self._present]
+        results = self._run(DECODER, outputs, self._absent | feeds, chunk, count > 1)
         self.counters.read_bytes.update(chunk.reads)
         cache.advance(count)
         vocabulary = self.config.text.vocab_size
@@ -160,22 +158,40 @@ class EngineModel(Model):
             return np.empty((0, vocabulary), np.float32)
         return rows(DECODER, results[0], vocabulary, count=keep)
 
+    def _decode(self, token: int, cache: Cache) -> F32:
+        apart = not self._repeats or self.passing.intersection((EMBED, DECODER))
+        if apart or not isinstance(cache, KVCache):
+            return super()._decode(token, cache)
+        cache.reserve(1)
+        chunk = Chunk(cache, cache.length, cache.length + 1)
+        logits = self._work(False, partial(self._again, token, chunk))
+        for steps in self._token_plans():
+            self.counters.read_bytes.update(steps.reads)
+        self.counters.read_bytes["rows"] += self._programs[EMBED].row_bytes
+        self.counters.read_bytes.update(chunk.reads)
+        cache.advance(1)
+        vocabulary = self.config.text.vocab_size
+        return exact(DECODER, logits, 1, 1, vocabulary).reshape(vocabulary)
+
+    def _token_plans(self) -> tuple[Plan, Plan]:
+        """Give the plans of a token that is decoded: to look it up, and to read it."""
+        lookup = self._programs[EMBED]
+        return lookup.plan(tuple(lookup.graph.outputs)), self.decoder_plan(logits=True)
+
     @cached_property
     def _repeats(self) -> bool:
-        return repeats(self.decoder_plan(logits=True), CHANGING)
+        return repeats(self._token_plans(), CHANGING)
 
-    def _again(self, feeds: dict[str, Any], chunk: Chunk) -> Any:
+    def _again(self, token: int, chunk: Chunk) -> Any:
         """Give the logits of a token, read as the one before of its text was."""
-        steps, cache = self.decoder_plan(logits=True), chunk.cache
-
-        def work() -> Any:
-            token = self._tokens.get(cache)
-            if token is None or token.plan is not steps:
-                token = Repeat(steps, self._absent | feeds, CHANGING, chunk)
-                self._tokens[cache] = token
-            return token.run(feeds, chunk)
-
-        return self._work(steps, False, work)
+        plans, cache = self._token_plans(), chunk.cache
+        repeat = self._tokens.get(cache)
+        inputs = {"input_ids": token, "position_ids": chunk.start}
+        if repeat is None or repeat.plans != plans:
+            ones = {name: np.array([[value]], np.int64) for name, value in inputs.items()}
+            feeds = self._absent | ones | {"num_logits_to_keep": np.array(1, np.int64)}
+            repeat = self._tokens[cache] = Repeat(plans, feeds, CHANGING, chunk)
+        return repeat.run(inputs, chunk)
 
     def _encode(self, features: F32, mask: F32, state: AudioState) -> F32:
         feeds = {

@@ -28,12 +28,12 @@ def fastest(model: Model) -> tuple[int, int]:
         Threads. The model is set to them too.
     """
     counts = range(1, memory.physical_cores() + 1)
-    token, prompt = (model.embed(np.zeros(n, np.int64)) for n in (1, PROMPT))
+    prompt = model.embed(np.zeros(PROMPT, np.int64))
     text = model.new_cache(2 * ROUNDS * len(counts) + 2)
 
     def answer(threads: int) -> None:
         model.threads = threads
-        model.forward(*token, text)
+        model.decode(0, text)
 
     def read(threads: int) -> None:
         model.prefill_threads = threads

@@ -12,7 +12,7 @@ F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 
 
-def gather_rows(rows: U8, scale: F32, bits: int, multiplier: float) -> F32:
+def gather_rows(rows: U8, scale: F32, bits: int, multiplier: float, out: F32 | None = None) -> F32:
     """Decode rows of a quantized or float table; see ``reference_layers.gather_rows``.
 
     Parameters
@@ -21,6 +21,7 @@ def gather_rows(rows: U8, scale: F32, bits: int, multiplier: float) -> F32:
     scale : float32 [S, G], one for each ``width / G`` values; unused where bits are 16 or 32
     bits : 2, 4, 8 (codes), 16 (bfloat16), 32 (float32)
     multiplier : factor of all values
+    out : float32 [S, width], C-contiguous, to write to; a new array if left out
 
     Returns
     -------
@@ -33,7 +34,10 @@ def gather_rows(rows: U8, scale: F32, bits: int, multiplier: float) -> F32:
     width = rows.shape[1] * 8 // bits
     if width * bits != rows.shape[1] * 8 or not rows.flags.c_contiguous:
         raise InputError(f"gather_rows: got rows {rows.shape}; want whole values of {bits} bits")
-    y = np.empty((rows.shape[0], width), np.float32)
+    shape = rows.shape[0], width
+    y = np.empty(shape, np.float32) if out is None else out
+    if y.shape != shape or y.dtype != np.float32 or not y.flags.c_contiguous:
+        raise InputError(f"gather_rows: got out {y.dtype} {y.shape}; want float32 {shape}")
     if bits == 32:
         np.multiply(rows.view(np.float32), np.float32(multiplier), out=y)
     elif bits == 16:

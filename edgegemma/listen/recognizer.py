@@ -268,9 +268,8 @@ class Recognizer:
         if self.cancelled:
             return "cancelled"
         began = time.perf_counter()
-        last = np.array(ids[-1:], np.int64)
-        logits = self._model.forward(*self._model.embed(last), self._cache, num_logits=1)
-        stop = self._take(ids, logits[-1], most)
+        logits = self._model.decode(ids[-1], self._cache)
+        stop = self._take(ids, logits, most)
         self.work.decoded += 1
         self.work.decode_s += time.perf_counter() - began
         return stop

@@ -35,12 +35,12 @@ def main(path: str, limit: int = LIMIT_BYTES) -> None:
         model.encode_audio(sound, np.ones(100, np.float32), state)
         mark("encoded a second of sound")
     cache = model.new_cache(8192)
-    logits = model.forward(*model.embed(rng.integers(0, 1000, 16)), cache)
+    (logits,) = model.forward(*model.embed(rng.integers(0, 1000, 16)), cache)
     mark("read a prompt of 16 tokens")
     for number in range(4):
-        chosen = np.argmax(logits[-1:], axis=1).astype(np.int64)
-        logits = model.forward(*model.embed(chosen), cache)
-        mark(f"answered {number + 1} tokens, last {chosen[0]}")
+        chosen = int(np.argmax(logits))
+        logits = model.decode(chosen, cache)
+        mark(f"answered {number + 1} tokens, last {chosen}")
     peak = peak_bytes()
     if not np.isfinite(logits).all() or peak > limit:
         sys.exit(f"peak {peak:,} bytes; want at most {limit:,}, and finite logits")
