@@ -9,31 +9,34 @@ from hypothesis import strategies as st
 from numba import njit, types
 
 from edgegemma.kernels import threads
-from edgegemma.kernels.fork import Shared, fork, gather
+from edgegemma.kernels.fork import Shared, fork, fork_both, gather
 from edgegemma.kernels.late import ready
 from edgegemma.kernels.team import open_team, team, write
 
 COUNTS = types.Array(types.int64, 1, "C")
 
 
-def _count_jobs(counts, first, stop):  # type: ignore[no-untyped-def]
+def _count_jobs(given, first, stop):  # type: ignore[no-untyped-def]
+    (counts,) = given
     for job in range(first, stop):
         counts[job] += 1
 
 
-def _refuse_a_job(counts, first, stop):  # type: ignore[no-untyped-def]
+def _refuse_a_job(given, first, stop):  # type: ignore[no-untyped-def]
+    (counts,) = given
     for job in range(first, stop):
         if counts[job] > 0:
             raise ValueError("this job")
 
 
-def _lead(counts, rounds, first, stop):  # type: ignore[no-untyped-def]
+def _lead(given, _first, _stop):  # type: ignore[no-untyped-def]
+    counts, rounds = given
     for _ in range(rounds):
         fork("count_jobs", ready("count_jobs"), (counts,), counts.size)
 
 
-def _lead_and_fail(counts, rounds, first, stop):  # type: ignore[no-untyped-def]
-    if rounds > 0:
+def _lead_and_fail(given, _first, _stop):  # type: ignore[no-untyped-def]
+    if given[1] > 0:
         raise ValueError("the leader")
 
 
@@ -46,6 +49,15 @@ Shared("lead_and_fail", [COUNTS, types.int64], _lead_and_fail)
 @njit
 def by_pool(counts):  # type: ignore[no-untyped-def]
     fork("count_jobs", ready("count_jobs"), (counts,), counts.size)
+
+
+@njit
+def both(one, other):  # type: ignore[no-untyped-def]
+    count, refuse = ready("count_jobs"), ready("refuse_a_job")
+    sizes = one.size, other.size
+    fork_both(ready("both"), "count_jobs", count, (one,), sizes[0], count, (other,), sizes[1])
+    if other.size > 150:
+        fork_both(ready("both"), "count_jobs", count, (one,), 0, refuse, (other,), sizes[1])
 
 
 @njit
@@ -93,6 +105,21 @@ def test_the_pool_does_every_job_once(jobs: int, count: int) -> None:
     counts = np.zeros(jobs, np.int64)
     by_pool(counts)
     assert (counts == 1).all()
+
+
+@given(st.integers(0, 200), st.integers(0, 150), st.integers(1, 8))
+@settings(deadline=None)
+def test_two_kernels_do_their_jobs_together(jobs: int, others: int, count: int) -> None:
+    threads.use(count)
+    one, other = np.zeros(jobs, np.int64), np.zeros(others, np.int64)
+    both(one, other)
+    assert (one == 1).all()
+    assert (other == 1).all()
+
+
+def test_what_a_job_of_the_second_raises_is_raised() -> None:
+    with pytest.raises(RuntimeError, match="failed"):
+        both(np.zeros(10, np.int64), np.zeros(151, np.int64))
 
 
 @given(st.integers(0, 200), st.integers(1, 8), st.integers(0, 50))

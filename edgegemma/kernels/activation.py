@@ -197,7 +197,8 @@ def _blocks(columns, bits, block, index):  # type: ignore[no-untyped-def]
         index[lane] = first // block
 
 
-def _quantize_rows(x, static, bits, block, r, first, stop):  # type: ignore[no-untyped-def]
+def _quantize_rows(given, first, stop):  # type: ignore[no-untyped-def]
+    x, static, bits, block, r = given
     for m in range(first, stop):
         _quantize_row(x[m], static, bits, block, r, m)
 

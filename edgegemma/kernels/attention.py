@@ -163,8 +163,9 @@ def _attend_blocks(q, cache, position, window, out):  # type: ignore[no-untyped-
                 out[s, h, i] *= inverse
 
 
-def _join_blocks(out, peak, total, first, size, count, kv_heads, peaks, totals, sums, job, stop):  # type: ignore[no-untyped-def]
+def _join_blocks(given, job, stop):  # type: ignore[no-untyped-def]
     """Add the sums of a wave's blocks to those of its queries' heads job … stop, from the oldest block to the newest."""
+    out, peak, total, first, size, count, kv_heads, peaks, totals, sums = given
     heads = out.shape[1]
     for j in range(job, stop):
         s, h = j // heads, j % heads

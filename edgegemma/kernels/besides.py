@@ -16,12 +16,14 @@ from edgegemma.kernels.fork import Shared
 from edgegemma.kernels.late import KERNELS, Kernel
 
 
-def _no_codes(packed, scale, out, r, even, y, each, first, stop):  # type: ignore[no-untyped-def]
+def _no_codes(given, first, stop):  # type: ignore[no-untyped-def]
+    _, _, _, _, _, y, each = given
     for m in range(y.shape[0]):
         y[m, first * each : stop * each] = np.float32(1.0)
 
 
-def _no_floats(x, rows, out, y, each, first, stop):  # type: ignore[no-untyped-def]
+def _no_floats(given, first, stop):  # type: ignore[no-untyped-def]
+    _, _, _, y, each = given
     for m in range(y.shape[0]):
         y[m, first * each : stop * each] = np.float32(1.0)
 

@@ -53,7 +53,8 @@ def of_int8(cache: Any) -> bool:
     return bool(cache.types[0].dtype == types.int8)
 
 
-def _some_blocks(q, digits, s0, size, cache, seen, peaks, totals, sums, job, stop):  # type: ignore[no-untyped-def]
+def _some_blocks(given, job, stop):  # type: ignore[no-untyped-def]
+    q, digits, s0, size, cache, seen, peaks, totals, sums = given
     for j in range(job, stop):
         _block(q, digits, s0, size, cache, seen, peaks, totals, sums, j)
 

@@ -128,9 +128,10 @@ def _scales_in_unit(block, bits):  # type: ignore[no-untyped-def]
 
 def _in_jobs(some_rows: Any) -> Any:
     """Make the kernel of jobs of ``each`` weight rows from that of weight rows first ... stop."""
-    work = njit(forceinline=True)(some_rows)
+    work = njit(inline="always")(some_rows)
 
-    def jobs(codes, scale, out, r, even, y, each, first, stop):  # type: ignore[no-untyped-def]
+    def jobs(given, first, stop):  # type: ignore[no-untyped-def]
+        codes, scale, out, r, even, y, each = given
         for row in range(first * each, min(codes.shape[0], stop * each), each):
             work(codes, scale, out, r, even, y, row, min(codes.shape[0], row + each))
 

@@ -124,12 +124,13 @@ def _audio_layer_of(kind: Any) -> Any:
     """Compile a layer whose weights are of a kind."""
     weights_at = opener(kind)
 
-    def audio_layer(x, position, key, value, conv, address):  # type: ignore[no-untyped-def]
+    def audio_layer(given, _first, _stop):  # type: ignore[no-untyped-def]
+        x, position, key, value, conv, address = given
         _audio_layer(x, position, key, value, conv, weights_at(address))
 
     rows = types.Array(types.float32, 2, "C")
-    signature = types.void(rows, types.int64, rows, rows, rows, types.int64)
-    return leader(str(kind), signature, audio_layer)
+    kinds = rows, types.int64, rows, rows, rows, types.int64
+    return leader(str(kind), kinds, audio_layer)
 
 
 @njit(inline="always")

@@ -291,8 +291,9 @@ def _per_layer_inputs(x, tokens, w, norm, eps, y):  # type: ignore[no-untyped-de
     fork("join_tokens", ready("join_tokens"), args, count)
 
 
-def _join_tokens(context, tokens, norm, eps, factor, y, first, stop):  # type: ignore[no-untyped-def]
+def _join_tokens(given, first, stop):  # type: ignore[no-untyped-def]
     """Average the normalized context, changed in place, with the tokens' own rows."""
+    context, tokens, norm, eps, factor, y = given
     half = np.float32(2.0**-0.5)
     for s in range(first, stop):
         _scale(context[s], factor)

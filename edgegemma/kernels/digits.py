@@ -187,7 +187,8 @@ def _overload_rounded(q, keys):  # type: ignore[no-untyped-def]
     return rounded
 
 
-def _round_queries(q, y, first, stop):  # type: ignore[no-untyped-def]
+def _round_queries(given, first, stop):  # type: ignore[no-untyped-def]
+    q, y = given
     for s in range(first, stop):
         _from_digits(_two_digits(q[s], q.shape[1]), y[s])
 

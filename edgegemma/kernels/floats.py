@@ -54,7 +54,8 @@ def _overload_fork_floats(args, jobs):  # type: ignore[no-untyped-def]
     return lambda args, jobs: fork("bfloat16_chunks", ready("bfloat16_chunks"), args, jobs)
 
 
-def _some_chunks(x, rows, out, y, each, first, stop):  # type: ignore[no-untyped-def]
+def _some_chunks(given, first, stop):  # type: ignore[no-untyped-def]
+    x, rows, out, y, each = given
     for c in range(first, stop):
         _floats(x, rows, out, y, c * each, min(rows.shape[0], c * each + each))
 

@@ -33,15 +33,15 @@ class Shared(Kernel):
     kinds : sequence of Numba's types
         Those of the arguments.
     function : callable
-        Takes the arguments, and ``first`` and ``stop``. It shares nothing itself: the team has one job at a time.
+        Takes a tuple of the arguments, and ``first`` and ``stop``. It shares nothing itself: the team has one job at a time.
     """
 
     def __init__(self, name: str, kinds: Sequence[Any], function: Callable[..., Any]) -> None:
         self.kinds = types.Tuple((types.int64, *kinds))  # whether a call failed, and the arguments
-        taken, work = opener(self.kinds), njit(forceinline=True)(function)
+        taken, work = opener(self.kinds), njit(inline="always")(function)
 
         def shared(place, first, stop):  # type: ignore[no-untyped-def]
-            work(*taken(place)[1:], first, stop)
+            work(taken(place)[1:], first, stop)
 
         kept_as(function, shared)
         super().__init__(name, JOBS, shared)
@@ -219,8 +219,9 @@ alone: Any = intrinsic(prefer_literal=True)(_alone)
 fork_both: Any = intrinsic(prefer_literal=True)(_fork_both)
 
 
-def _both(kernel, place, before, other, other_place, first, stop):  # type: ignore[no-untyped-def]
+def _both(given, first, stop):  # type: ignore[no-untyped-def]
     """Do jobs of two shared kernels: those of the first come before those of the other."""
+    kernel, place, before, other, other_place = given
     if first < before:
         run(kernel, place, first, min(stop, before))
     if stop > before:

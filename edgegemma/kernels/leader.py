@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from numba import njit
 
 from edgegemma.kernels import threads
 from edgegemma.kernels.fork import Shared, fork, gather
-from edgegemma.kernels.late import kept_as, keyed, ready
+from edgegemma.kernels.late import keyed, ready
 from edgegemma.kernels.simd import plain
 from edgegemma.kernels.team import open_team
 
 
-def leader(kind: str, signature: Any, function: Callable[..., Any]) -> Any:
+def leader(kind: str, kinds: Sequence[Any], function: Callable[..., Any]) -> Any:
     """Make a function for Python that runs a kernel while a team serves it, and the interpreter's lock is free.
 
     Parameters
     ----------
     kind : str
         What tells it from others that are made of a function of this name.
-    signature : Numba's signature
-        What arrives may be read-only where an array is wanted.
+    kinds : sequence of Numba's types
+        Those of the arguments. What arrives may be read-only where an array is wanted.
     function : callable
-        What the kernel does.
+        What the kernel does: as that of a `Shared` kernel of one job.
     """
     name = f"{function.__name__}_{hashlib.sha256(kind.encode()).hexdigest()[:16]}"
-    work = njit(function)
-
-    def led(*given):  # type: ignore[no-untyped-def]
-        work(*given[:-2])  # of all jobs, one
-
-    kept_as(function, led)
-    Shared(name, signature.args, led)
+    Shared(name, kinds, function)
 
     def run(*given):  # type: ignore[no-untyped-def]
         args = plain(given)

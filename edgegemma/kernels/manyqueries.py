@@ -19,8 +19,9 @@ TILE = 8  # queries
 _NEAR = 3072  # floats of keys that meet every query of a tile while the first-level cache has them
 
 
-def _some_tiles(q, cache, position, window, out, job, end):  # type: ignore[no-untyped-def]
+def _some_tiles(given, job, end):  # type: ignore[no-untyped-def]
     """Attend for q [S, heads, D], D a multiple of `PANEL`, four heads to a K/V head or a multiple of it: some of its jobs."""
+    q, cache, position, window, out = given
     queries, kv_heads = q.shape[0], cache.keys.shape[1]
     tiles = (queries + TILE - 1) // TILE
     for j in range(job, end):

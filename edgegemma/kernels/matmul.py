@@ -83,9 +83,12 @@ def _kernel(exact, bits):  # type: ignore[no-untyped-def]
 
 def _in_chunks(some_rows: Any) -> Any:
     """Make the kernel of chunks of weight rows from that of weight rows first … stop."""
-    work = njit(forceinline=True)(some_rows)
+    work = njit(forceinline=True)(
+        some_rows
+    )  # by LLVM: on the A72 its loops save less of what they hold
 
-    def chunks(codes, scale, out, r, index, count, y, first, stop):  # type: ignore[no-untyped-def]
+    def chunks(given, first, stop):  # type: ignore[no-untyped-def]
+        codes, scale, out, r, index, count, y = given
         for row in range(first * _CHUNK, min(codes.shape[0], stop * _CHUNK), _CHUNK):
             last = min(codes.shape[0], row + _CHUNK)
             work(codes, scale, out, r, index, count, y, row, last)
@@ -191,7 +194,8 @@ def _panels(planes):  # type: ignore[no-untyped-def]
     return out
 
 
-def _some_panels(planes, out, first, stop):  # type: ignore[no-untyped-def]
+def _some_panels(given, first, stop):  # type: ignore[no-untyped-def]
+    planes, out = given
     rows, size = planes.shape
     for block in range(first, stop):
         for i in range(0, size, _WIDTH):

@@ -224,7 +224,8 @@ def _gelu_gate(a, b):  # type: ignore[no-untyped-def]
     fork("gelu_parts", ready("gelu_parts"), flat, jobs)
 
 
-def _gelu_parts(a, b, first, stop):  # type: ignore[no-untyped-def]
+def _gelu_parts(given, first, stop):  # type: ignore[no-untyped-def]
+    a, b = given
     _gelu_row(a[first * _PART : stop * _PART], b[first * _PART : stop * _PART])
 
 
@@ -259,7 +260,8 @@ def _softcap(x, cap):  # type: ignore[no-untyped-def]
     fork("softcap_parts", ready("softcap_parts"), args, (x.size + _PART - 1) // _PART)
 
 
-def _softcap_parts(x, cap, first, stop):  # type: ignore[no-untyped-def]
+def _softcap_parts(given, first, stop):  # type: ignore[no-untyped-def]
+    x, cap = given
     _cap(x[first * _PART : stop * _PART], cap, np.float32(1.0) / cap)
 
 

@@ -32,7 +32,7 @@ from edgegemma.kernels.prepared import Prepared
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 _NO_END = 1 << 62
-_LAYERS = types.void(
+_LAYERS = (
     types.Array(types.float32, 2, "C"),
     types.Array(types.float32, 3, "C"),
     types.Array(types.float32, 1, "C"),
@@ -220,12 +220,13 @@ def _layers_of(cache_kind: Any, weights_kind: Any) -> Any:
     """Compile layers of one kind over caches of one kind."""
     cache_at, weights_at = opener(cache_kind), opener(weights_kind)
 
-    def layers(x, ples, tables, position, rows):  # type: ignore[no-untyped-def]
+    def layers(given, _first, _stop):  # type: ignore[no-untyped-def]
         """Run layers on x in place.
 
         A row is of a layer: where its cosines and its sines begin in ``tables``, for one position, and the addresses of its
         cache and its weights.
         """
+        x, ples, tables, position, rows = given
         count = x.shape[0]
         ple = np.empty((count, ples.shape[2]), np.float32)
         for i in range(rows.shape[0]):

@@ -36,7 +36,8 @@ def _quantize_static(x, scale, bits):  # type: ignore[no-untyped-def]
     return r
 
 
-def _static_rows(x, scale, bits, r, first, stop):  # type: ignore[no-untyped-def]
+def _static_rows(given, first, stop):  # type: ignore[no-untyped-def]
+    x, scale, bits, r = given
     for m in range(first, stop):
         _static_row(x[m], scale, bits, r, m)
 
