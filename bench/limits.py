@@ -1,4 +1,4 @@
-"""The machine's own limits, measured beside the work: bytes read from memory, products of bytes in registers.
+"""The machine's own limits, measured beside the work: bytes read from memory, products of bytes in registers, work shared.
 
 A sample takes some hundredths of a second, so it can be taken between two rounds of timed work: on a machine that
 others use, only what was measured in the same minute may be compared. It is not shorter, because such a machine's
@@ -18,10 +18,11 @@ from edgegemma.errors import BudgetError
 BUFFER = 256 << 20  # bytes: far beyond the caches of machines with a few cores
 PASSES = 6  # over the buffer in a sample
 PRODUCTS = 10_000_000_000  # of a sample, on each thread
+FORKS = 10_000  # of a sample
 
 
 class Limits:
-    """Measure read bandwidth and int8 dot products on as many threads as the work has.
+    """Measure read bandwidth, int8 dot products and what it takes to share work, on as many threads as the work has.
 
     Parameters
     ----------
@@ -46,6 +47,7 @@ class Limits:
             raise BudgetError(f"bandwidth: no memory for {4 * count:,} bytes to read") from error
         limits.read_sum(self._buffer[: limits.PART])  # compiled before the first sample
         limits.product_sum(1, 1, self.threads)
+        limits.share_jobs(1, self.threads)
 
     def readable(self, buffer: NDArray[np.uint8]) -> NDArray[np.int32]:
         """Cut a buffer, aligned to four bytes, to what `read` takes of it: whole parts, no more than its own buffer has."""
@@ -66,6 +68,15 @@ class Limits:
         self._kernels.product_sum(self._rounds, 3, self.threads)
         done = self._rounds * self._kernels.MACS * self.threads
         return float(done / (time.perf_counter() - began))
+
+    def fork(self) -> float:
+        """Take a sample of the seconds to share work among the threads, and wait for all: with one thread, of a call."""
+        from edgegemma.kernels import threads as pool
+
+        began = self._start()
+        with pool.lock:
+            self._kernels.share_jobs(FORKS, self.threads)
+        return (time.perf_counter() - began) / FORKS
 
     def _start(self) -> float:
         from edgegemma.kernels import threads as pool

@@ -53,7 +53,7 @@ def decode(
     -------
     dict
         ``tokens_per_s``, ``weight_bytes`` and ``cache_bytes`` of a token, ``read_share`` and ``dot_share`` of the
-        machine's, ``map_share`` of what a plain read of the mapped weights gets, ``joules`` of a token or None,
+        machine's, ``fork`` in seconds, ``map_share`` of what a plain read of the mapped weights gets, ``joules`` of a token or None,
         ``breakdown`` by function and, with it, ``besides``: what a token takes with products and attention left out, in
         seconds and as a share. Each figure with its spread.
     """
@@ -149,7 +149,7 @@ def _beside(
     meter: Meter | None,
     more: Mapping[str, Callable[[], float]],
 ) -> dict[str, list[float]]:
-    """Take turns: bandwidth, dot products, the work, and what more there is."""
+    """Take turns: bandwidth, dot products, forks, the work, and what more there is."""
     joules: list[float] = []
 
     def metered() -> float:
@@ -160,7 +160,7 @@ def _beside(
         joules.append(meter.stop())
         return rate
 
-    works = {"read": limits.read, "dot": limits.dot, "work": metered, **more}
+    works = {"read": limits.read, "dot": limits.dot, "fork": limits.fork, "work": metered, **more}
     return samples.in_turns(works, rounds) | {"joules": joules}
 
 
@@ -174,6 +174,7 @@ def _result(found: dict[str, list[float]], each: float, macs: float, tokens: int
         "macs_per_s": samples.figure(macs_s),
         "read_bandwidth": samples.figure(found["read"]),
         "dot_peak": samples.figure(found["dot"]),
+        "fork": samples.figure(found["fork"]),
         "read_share": samples.ratio(bytes_s, found["read"]) if each else None,
         "dot_share": samples.ratio(macs_s, found["dot"]),
         "map_bandwidth": samples.figure(found["map"]) if "map" in found else None,

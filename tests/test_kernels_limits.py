@@ -27,6 +27,12 @@ def test_registers_hold_the_sum_of_every_product(rounds: int, factor: int) -> No
     assert limits.product_sum(rounds, factor, 2) == reference_limits.product_sum(rounds, factor, 2)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_work_is_shared_in_every_round(count: int) -> None:
+    threads.use(count)
+    assert limits.share_jobs(300, count) == reference_limits.share_jobs(300, count)
+
+
 def test_a_factor_that_may_saturate_is_refused() -> None:
     with pytest.raises(InputError, match="1 to 63"):
         limits.product_sum(1, 64, 1)

@@ -192,7 +192,8 @@ def _print(found: dict[str, Any]) -> None:
     console.out(
         f"this machine, in the same rounds: {spread(last['read_bandwidth'], 1e-9)} GB/s read, "
         + (f"{spread(mapped, 1e-9)} from the weights' map, " if mapped else "")
-        + f"{spread(last['dot_peak'], 1e-9, 0)} G int8 products/s"
+        + f"{spread(last['dot_peak'], 1e-9, 0)} G int8 products/s, "
+        + f"{spread(last['fork'], 1e6, 2)} µs to share work"
         + (f"; joules by {found['meter']}" if found["meter"] else "; no meter of energy here")
     )
     for run in found["runs"]:

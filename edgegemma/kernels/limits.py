@@ -1,9 +1,10 @@
-"""What this machine can do at most, measured: bytes read from memory, and products of bytes from registers.
+"""What this machine can do at most, measured: bytes read from memory, products of bytes from registers, and work shared.
 
 `read_sum` loads every byte of a buffer once, a vector at a time, and adds it up. `product_sum` multiplies and adds
 bytes that never leave the registers, with the instructions of the chosen vector path: the dot product where the CPU
 has one, else the product of bytes that is added up in int16 (AVX2's vpmaddubsw, NEON's smlal), which is the least work a
-matrix product can do there. Both give a checksum, so that nothing can be left out. Meaning: `reference_limits`.
+matrix product can do there. Both give a checksum, so that nothing can be left out. `share_jobs` shares as good as nothing, in the
+way that layers share their work. Meaning: `reference_limits`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
 from edgegemma.kernels import dots, simd
-from edgegemma.kernels.late import Kernel
+from edgegemma.kernels.fork import Shared, fork
+from edgegemma.kernels.late import Kernel, ready
+from edgegemma.kernels.leader import leader
 from edgegemma.kernels.simd import add_ints, load_ints, sum_ints, zero_ints
 
 _PATH = simd.TARGET.path
 _LANES = simd.LANES
 PART = 1 << 16  # int32 a thread reads in a row: 256 KiB
 _STEP = 8 * _LANES  # eight sums at once: adding never waits for the sum before
+_APART = 16  # words between two counts: no line of a cache has both
 _WAYS = 12  # sums in flight: a product's and an addition's latency, two of them a cycle, in 16 registers
 _TURNS = 4  # times around the sums in a round
 MACS = _WAYS * _TURNS * simd.WIDTH  # products of a round
@@ -101,6 +105,42 @@ def product_sum(rounds: int, factor: int, threads: int) -> list[int]:
 def _products(rounds, factor, sums):  # type: ignore[no-untyped-def]
     for thread in prange(sums.size):
         sums[thread] = _register_sum(rounds, factor)
+
+
+def share_jobs(rounds: int, threads: int) -> list[int]:
+    """Share jobs that only count how often they are done, ``rounds`` times, one for each thread.
+
+    Parameters
+    ----------
+    rounds : int
+    threads : int
+        As many as the pool uses.
+
+    Returns
+    -------
+    list of int
+        The count of each job.
+    """
+    counts = np.zeros(threads * _APART, np.int64)
+    _rounds_of_jobs(counts, rounds)
+    return [int(count) for count in counts[::_APART]]
+
+
+def _count_jobs(given, first, stop):  # type: ignore[no-untyped-def]
+    (counts,) = given
+    for job in range(first, stop):
+        counts[job * _APART] += 1
+
+
+def _share_rounds(given, _first, _stop):  # type: ignore[no-untyped-def]
+    counts, rounds = given
+    for _ in range(rounds):
+        fork("count_limits", ready("count_limits"), (counts,), counts.size // _APART)
+
+
+_COUNTS = types.Array(types.int64, 1, "C")
+Shared("count_limits", [_COUNTS], _count_jobs)
+_rounds_of_jobs = leader("limits", [_COUNTS, types.int64], _share_rounds)
 
 
 def _register_loop(_context, rounds, factor):  # type: ignore[no-untyped-def]

@@ -33,6 +33,11 @@ def read_sum(buffer: NDArray[np.int32]) -> int:
     return int(buffer.sum(dtype=np.int32))
 
 
+def share_jobs(rounds: int, threads: int) -> list[int]:
+    """Do every job once a round."""
+    return [rounds] * threads
+
+
 def product_sum(rounds: int, factor: int, threads: int) -> list[int]:
     """Add ``factor`` times the bytes of each sum to the sum, over and over; the lanes begin at 1 and count up."""
     form = FORMS[simd.TARGET.path]
