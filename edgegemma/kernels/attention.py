@@ -16,9 +16,9 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from edgegemma.errors import InputError
-from edgegemma.kernels.blocks import KINDS, _block_ready, _fork_blocks, of_int8
+from edgegemma.kernels.blocks import KINDS, _fork_blocks, of_int8
 from edgegemma.kernels.digits import _in_digits, _rounded, _two_digits
-from edgegemma.kernels.fork import Shared, alone, fork
+from edgegemma.kernels.fork import Shared, alone, fork, forker
 from edgegemma.kernels.kvcache import KV, check_cache
 from edgegemma.kernels.late import Kernel, call, ready
 from edgegemma.kernels.manyqueries import PANEL, TILE, _some_tiles
@@ -112,16 +112,7 @@ def _attend_fours(q, cache, position, window, out):  # type: ignore[no-untyped-d
         _attend_blocks(q, cache, position, window, out)
 
 
-def _fork_tiles(args: Any, jobs: int) -> None:
-    """Do jobs of `_some_tiles` for a cache of any kind on all threads; call it from compiled code."""
-    raise NotImplementedError
-
-
-@overload(_fork_tiles)
-def _overload_fork_tiles(args, jobs):  # type: ignore[no-untyped-def]
-    if of_int8(args.types[1]):
-        return lambda args, jobs: fork("tiles_int8", ready("tiles_int8"), args, jobs)
-    return lambda args, jobs: fork("tiles_float32", ready("tiles_float32"), args, jobs)
+_fork_tiles = forker(lambda args: "tiles_int8" if of_int8(args.types[1]) else "tiles_float32")
 
 
 @njit(cache=True)
@@ -196,7 +187,7 @@ def _join(out, peak, total, h, block_peak, block_total, block_sum):  # type: ign
 def _blocks(q, digits, s0, size, cache, seen, peaks, totals, sums):  # type: ignore[no-untyped-def]
     """Fill peaks, totals, sums for every block, K/V head and query s0 … s0 + size; queries of a block are neighbours."""
     jobs = seen[3] * cache.keys.shape[1] * size
-    _fork_blocks(_block_ready(cache), (q, digits, s0, size, cache, seen, peaks, totals, sums), jobs)
+    _fork_blocks((q, digits, s0, size, cache, seen, peaks, totals, sums), jobs)
 
 
 _TABLE, _ROWS = (types.Array(types.float32, dimensions, "C") for dimensions in (2, 3))

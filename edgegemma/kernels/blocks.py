@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 from numba import njit, typeof, types
-from numba.extending import overload
 
 from edgegemma.kernels import simd
 from edgegemma.kernels.digits import Digits, _digit_scores, _in_digits
 from edgegemma.kernels.floattiles import COLUMNS, ROWS, WIDE, add_weighted, dots
-from edgegemma.kernels.fork import Shared, fork
+from edgegemma.kernels.fork import Shared, forker
 from edgegemma.kernels.kvcache import KV
-from edgegemma.kernels.late import ready
 from edgegemma.kernels.manyqueries import PANEL
 from edgegemma.kernels.scores import BLOCK, ROOM, _oldest, _scale_keys, _softmax
 
@@ -24,33 +22,12 @@ _LANES = simd.LANES
 _KEYS = 16  # whose values are added before sums go back to memory: 8 KiB of 512 int8 in a row
 
 
-def _block_ready(cache: Any) -> int:
-    """Give the address of the kernel for a block of a cache; call it from compiled code."""
-    raise NotImplementedError
-
-
-@overload(_block_ready)
-def _overload_block_ready(cache):  # type: ignore[no-untyped-def]
-    if of_int8(cache):
-        return lambda cache: ready("block_int8")
-    return lambda cache: ready("block_float32")
-
-
-def _fork_blocks(address: int, args: Any, jobs: int) -> None:
-    """Do jobs of `_block` for a cache of any kind on all threads; call it from compiled code."""
-    raise NotImplementedError
-
-
-@overload(_fork_blocks)
-def _overload_fork_blocks(address, args, jobs):  # type: ignore[no-untyped-def]
-    if of_int8(args.types[4]):
-        return lambda address, args, jobs: fork("block_int8", address, args, jobs)
-    return lambda address, args, jobs: fork("block_float32", address, args, jobs)
-
-
 def of_int8(cache: Any) -> bool:
     """Tell whether Numba's type of a cache has int8 entries."""
     return bool(cache.types[0].dtype == types.int8)
+
+
+_fork_blocks = forker(lambda args: "block_int8" if of_int8(args.types[4]) else "block_float32")
 
 
 def _some_blocks(given, job, stop):  # type: ignore[no-untyped-def]

@@ -12,9 +12,9 @@ from numba.extending import overload
 from edgegemma.kernels import simd, threads
 from edgegemma.kernels.activation import _fake, _padded
 from edgegemma.kernels.floattiles import COLUMNS, ROWS, dots
-from edgegemma.kernels.fork import Shared, fork
+from edgegemma.kernels.fork import Shared, forker
 from edgegemma.kernels.fours import apart, share
-from edgegemma.kernels.late import Kernel, ready
+from edgegemma.kernels.late import Kernel
 
 _LANES = simd.LANES
 _CHUNK = 48  # weight rows a thread takes at once for four activation rows and more
@@ -42,16 +42,9 @@ def _rows(x, rows, activation, y):  # type: ignore[no-untyped-def]
     _fork_floats(args, (count + each - 1) // each)
 
 
-def _fork_floats(args: Any, jobs: int) -> None:
-    """Share chunks of ``args[4]`` weight rows among the threads; call it from compiled code."""
-    raise NotImplementedError
-
-
-@overload(_fork_floats)
-def _overload_fork_floats(args, jobs):  # type: ignore[no-untyped-def]
-    if args.types[1].dtype == types.float32:
-        return lambda args, jobs: fork("float32_chunks", ready("float32_chunks"), args, jobs)
-    return lambda args, jobs: fork("bfloat16_chunks", ready("bfloat16_chunks"), args, jobs)
+_fork_floats = forker(
+    lambda args: "float32_chunks" if args.types[1].dtype == types.float32 else "bfloat16_chunks"
+)
 
 
 def _some_chunks(given, first, stop):  # type: ignore[no-untyped-def]

@@ -8,10 +8,10 @@ from typing import Any
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from edgegemma.kernels.held import opener, uncounted
-from edgegemma.kernels.late import KERNELS, Kernel, call_at, cell_of, kept_as
+from edgegemma.kernels.late import KERNELS, Kernel, call_at, cell_of, kept_as, ready
 from edgegemma.kernels.team import JOBS, call_shared, run, team_word
 from edgegemma.kernels.threads import count_of
 
@@ -217,6 +217,20 @@ fork: Any = intrinsic(prefer_literal=True)(_fork)
 gather: Any = intrinsic(prefer_literal=True)(_gather)
 alone: Any = intrinsic(prefer_literal=True)(_alone)
 fork_both: Any = intrinsic(prefer_literal=True)(_fork_both)
+
+
+def forker(name_of: Callable[[Any], str]) -> Any:
+    """Make a function for compiled code, of arguments and jobs: it forks the kernel that the arguments' type tells."""
+
+    def forked(args: Any, jobs: int) -> None:
+        raise NotImplementedError
+
+    @overload(forked)
+    def choose(args, jobs):  # type: ignore[no-untyped-def]
+        name = name_of(args)
+        return lambda args, jobs: fork(name, ready(name), args, jobs)
+
+    return forked
 
 
 def _both(given, first, stop):  # type: ignore[no-untyped-def]
