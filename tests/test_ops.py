@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from edgegemma.engine import abi
-from edgegemma.engine.ops import FAILURES, OPS, VIEWS
+from edgegemma.engine.ops import FAILURES, OPS, VIEWS, reshape_view
 
 X = np.arange(24, dtype=np.float32).reshape(1, 6, 4)
 Array = NDArray[Any]
@@ -103,6 +103,15 @@ def test_values_that_do_not_fit_fail_as_expected(
 ) -> None:
     with pytest.raises(FAILURES):
         OPS[op](attributes, inputs)
+
+
+def test_a_reshape_that_would_copy_is_refused_where_a_view_is_wanted() -> None:
+    x = np.arange(24.0).reshape(4, 6)
+    (view,) = reshape_view({}, [x, ints(2, -1)])
+    assert view is not None
+    assert np.shares_memory(view, x)
+    with pytest.raises(ValueError, match="copy"):
+        reshape_view({}, [x[:, 1:], ints(-1)])
 
 
 @pytest.mark.parametrize("op", sorted(VIEWS))

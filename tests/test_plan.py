@@ -12,6 +12,7 @@ import pytest
 
 from edgegemma.engine import abi, plan
 from edgegemma.engine.graph import Graph, Node
+from edgegemma.errors import PackageError
 from edgegemma.package import Package
 
 
@@ -135,7 +136,7 @@ def nothing() -> None:
     """Work that is done already."""
 
 
-def events(between: Node) -> list[str]:
+def events(between: Node, *constants: Node) -> list[str]:
     """What happens, in order, to x → first → between → second, of which the functions are prepared."""
     happened: list[str] = []
 
@@ -148,7 +149,7 @@ def events(between: Node) -> list[str]:
 
     first = Node("L", "edgegemma", "first", ("x",), ("a",), {})
     second = Node("L", "edgegemma", "second", ("b",), ("c",), {})
-    graph = graph_of([first, between, second])
+    graph = graph_of([first, between, second, *constants])
     glue = plan.glue(graph, cast("Package", None), between)
 
     def run(values: Sequence[Any], state: Any) -> Sequence[Any]:
@@ -163,6 +164,20 @@ def events(between: Node) -> list[str]:
 def test_all_calls_are_prepared_before_the_first_works() -> None:
     node = Node("Identity", "", "view", ("a",), ("b",), {})
     assert events(node) == ["prepare first", "Identity", "prepare second", "do first", "do second"]
+
+
+def test_what_a_function_gives_is_reshaped_before_it_is_filled() -> None:
+    shape = Node("Constant", "", "shape", (), ("shape",), {"value_ints": [3, 2]})
+    node = Node("Reshape", "", "view", ("a", "shape"), ("b",), {})
+    happened = events(node, shape)
+    assert happened == ["prepare first", "Reshape", "prepare second", "do first", "do second"]
+
+
+def test_a_reshape_of_nothing_is_refused() -> None:
+    node = Node("Reshape", "", "empty", (), ("y",), {})
+    call = plan.glue(graph_of([node]), cast("Package", None), node)
+    with pytest.raises(PackageError, match="empty"):
+        call.run((), None)
 
 
 def test_an_op_that_reads_a_value_waits_for_it() -> None:

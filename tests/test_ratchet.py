@@ -35,17 +35,17 @@ INSTRUCTIONS = {
     ("cortex-a76", "integers2"): 148,  # 128 of them a mask or shift, and sdot
     ("cortex-a76", "integers4"): 160,
     ("cortex-a76", "integers8"): 204,
-    ("cortex-a76", "many_integers2"): 132,  # 64 sdot
+    ("cortex-a76", "many_integers2"): 112,  # 64 sdot
     ("cortex-a76", "many_integers4"): 90.5,
     ("cortex-a76", "many_integers8"): 90.5,
     ("cortex-a76", "digit_scores"): 115,  # of a digit with a key; two digits a query
     ("cortex-a72", "integers2"): 256,  # plain NEON: 128 of them multiply, 8 lanes each
     ("cortex-a72", "integers4"): 240,
     ("cortex-a72", "integers8"): 524,  # no room in int16: every product is widened
-    ("cortex-a72", "many_integers2"): 344,
-    ("cortex-a72", "many_integers4"): 344,
-    ("cortex-a72", "many_integers8"): 284,
-    ("haswell", "integers2"): 128,
+    ("cortex-a72", "many_integers2"): 176,
+    ("cortex-a72", "many_integers4"): 176,
+    ("cortex-a72", "many_integers8"): 176,
+    ("haswell", "integers2"): 126,
     ("haswell", "integers4"): 143,
     ("haswell", "integers8"): 264,
     ("sapphirerapids", "integers2"): 41,

@@ -305,9 +305,8 @@ def glue(graph: Graph, package: Package, node: Node) -> Call:
 
 def _reshapes_given(graph: Graph, node: Node) -> bool:
     """Tell whether a node reshapes what a function gives: that lies in a row."""
-    if node.op != "Reshape":
-        return False
-    return any(node.inputs[0] in other.outputs for other in graph.nodes if other.domain)
+    given = set(node.inputs[:1]) if node.op == "Reshape" else set()
+    return any(not given.isdisjoint(other.outputs) for other in graph.nodes if other.domain)
 
 
 def _constant(graph: Graph, package: Package, name: str) -> Any:

@@ -83,9 +83,7 @@ def _kernel(exact, bits):  # type: ignore[no-untyped-def]
 
 def _in_chunks(some_rows: Any) -> Any:
     """Make the kernel of chunks of weight rows from that of weight rows first … stop."""
-    work = njit(forceinline=True)(
-        some_rows
-    )  # by LLVM: on the A72 its loops save less of what they hold
+    work = njit(inline="always")(some_rows)
 
     def chunks(given, first, stop):  # type: ignore[no-untyped-def]
         codes, scale, out, r, index, count, y = given
