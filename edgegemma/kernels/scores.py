@@ -13,7 +13,7 @@ from edgegemma.kernels.floattiles import add, larger, peak_of_fours, subtract, s
 from edgegemma.kernels.norms import _exp
 from edgegemma.kernels.simd import load_floats, store_floats
 
-BLOCK = 64  # keys; a block begins at a multiple of it
+BLOCK = 128  # keys; a block begins at a multiple of it
 ROOM = (
     4 * (BLOCK + 2) + simd.LANES
 )  # floats of a block's scores: whole threes of keys, whole vectors
