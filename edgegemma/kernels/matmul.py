@@ -16,7 +16,7 @@ from numba import njit, typeof, types
 
 from edgegemma.kernels import rowlanes, simd, tiles
 from edgegemma.kernels.activation import EMPTY, Rounded, _fake, _padded, _quantize
-from edgegemma.kernels.codes import _scales_in_unit
+from edgegemma.kernels.codes import _exact, _scales_in_unit
 from edgegemma.kernels.fork import Shared, fork
 from edgegemma.kernels.lanes import lane_scales
 from edgegemma.kernels.late import Kernel, ready
@@ -57,7 +57,7 @@ def _matmul(x, codes, scale, activation, bits, block, y):  # type: ignore[no-unt
     if codes.shape[1] < _WIDTH:  # less than a vector: put the row at the end of one
         codes = _padded(codes, _WIDTH)
         in_unit = 0
-    exact = scale.shape[1] == 1 and activation[0] > np.float32(0.0)
+    exact = _exact(scale, activation)
     if exact:
         r = _laid(_quantize_static(x, activation[0], bits))
         index, count = r.block, 1
