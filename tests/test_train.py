@@ -190,6 +190,14 @@ def test_a_run_goes_on_with_its_own_settings_only(work: Path) -> None:
         fit(work, tokenizer, replace(SHORT, processes=3))
 
 
+def test_a_run_of_another_version_of_the_recipe_is_named_as_such() -> None:
+    newer, older = asdict(SHORT) | {"dropout": 0.1}, asdict(SHORT)
+    del older["seed"]
+    for before, other in ((newer, "dropout"), (older, "seed")):
+        with pytest.raises(ValueError, match=f"{other}: this run is of another version"):
+            SHORT.check_goes_on(before)
+
+
 def test_a_run_that_is_not_over_has_no_twins(work: Path) -> None:
     Run(work, train_tokenizer(SAID * 5), SHORT).save()
     with pytest.raises(ValueError, match="is at step 0; want one that is over"):

@@ -98,11 +98,14 @@ class Settings:
         ------
         OtherRunError
         """
+        own = asdict(self)
+        if other := own.keys() ^ before.keys():
+            raise OtherRunError(f"{min(other)}: this run is of another version of the recipe")
         begun = tuple(before["cycles"])
         if self.cycles[: len(begun)] != begun:
             told = " ".join(map(str, begun))
             raise OtherRunError(f"cycles: got {self.cycles}; this run has --cycles {told}")
-        for name, value in asdict(self).items():
+        for name, value in own.items():
             if name not in MAY_CHANGE and value != before[name]:
                 raise OtherRunError(f"{name}: got {value}; this run has {before[name]}")
 
