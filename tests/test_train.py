@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import itertools
 import json
 import math
@@ -16,7 +18,9 @@ pytest.importorskip("hibari")
 
 import torch
 
-from train import batches, compare, listening, phones, splices
+from tests.two_devices import two_devices
+from train import bank, batches, compare, listening, losses, phones, splices
+from train.evaluate import heard, transcribe
 from train.features import MELS, Clip
 from train.guidance import NEXT, UNKNOWN, best_path, windows
 from train.loop import DECODER, TOWER, Run, quantized_parts
@@ -154,8 +158,8 @@ def test_a_run_that_was_stopped_ends_where_one_in_one_piece_does(work: Path) -> 
     tokenizer = train_tokenizer(SAID * 5)
     whole = Run(work, tokenizer, SHORT)
     trained(whole, SHORT.steps)
-    for bank in whole.folder.glob("bank-*"):
-        bank.unlink()
+    for made in whole.folder.glob("bank-*"):
+        made.unlink()
     first = Run(work, tokenizer, SHORT)
     trained(first, 8)  # weights and activations are quantised by then
     first.save()
@@ -165,6 +169,46 @@ def test_a_run_that_was_stopped_ends_where_one_in_one_piece_does(work: Path) -> 
     found = second.model.model.state_dict()
     assert want.keys() == found.keys()
     assert not [name for name in want if not torch.equal(want[name], found[name])]
+
+
+@pytest.fixture
+def any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch asks whether it knows a device, it is told that it does."""
+    torch.set_num_threads(1)
+    for module in (bank, losses, splices):
+        monkeypatch.setattr(module, "short", lambda _: contextlib.nullcontext())
+    adam = importlib.import_module("torch.optim.adam")
+    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *_: None)
+
+
+@pytest.mark.usefixtures("any_device")
+def test_a_whole_run_can_be_on_another_device(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "save", lambda *_: None)  # tensors of the stand-in cannot be written
+    tokenizer = train_tokenizer(SAID * 5)
+    frames = np.random.default_rng(12).standard_normal((60, MELS), np.float32)
+    with two_devices() as elsewhere:
+        run = Run(work, tokenizer, SHORT, device=elsewhere)
+        trained(run, SHORT.steps)
+        assert isinstance(transcribe(run.model, tokenizer, frames), str)
+        assert isinstance(heard(run.model, tokenizer, frames, run._word_table), str)
+
+
+@pytest.mark.usefixtures("any_device")
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # it does copy
+@pytest.mark.parametrize("begun", [1, 14])  # in the tower's turn, and in the decoder's second
+def test_a_step_on_another_device_is_the_same(work: Path, begun: int) -> None:
+    tokenizer = train_tokenizer(SAID * 5)
+    here = Run(work, tokenizer, SHORT)
+    trained(here, begun)
+    here.save()
+    trained(here, 1)
+    with two_devices() as elsewhere:
+        there = Run(work, tokenizer, SHORT, device=elsewhere)
+        trained(there, 1)
+        found = {n: p.grad.cpu() for n, p in there.model.named_parameters() if p.grad is not None}
+    want = {n: p.grad for n, p in here.model.named_parameters() if p.grad is not None}
+    assert found.keys() == want.keys()
+    assert not [n for n in want if not torch.allclose(found[n], want[n], rtol=1e-3, atol=1e-5)]
 
 
 def test_a_later_tower_learns_the_words_that_the_first_one_did(work: Path) -> None:

@@ -58,17 +58,18 @@ class Spoken:
 @torch.no_grad()
 def heard(model: Any, table: torch.Tensor, batch: Batch) -> tuple[Any, ...]:
     """Return the soft tokens of each clip, CTC's paths, and how pieces are taken for each other."""
-    with short():
+    batch = batch.to(model.device)
+    with short(model.device):
         out = model.model.get_audio_features(batch.features, batch.mask)
     soft = out.pooler_output[out.attention_mask].float()
-    scores = word_scores(table, soft, batch).numpy()
+    scores = word_scores(table, soft, batch).cpu().numpy()
     targets = [part.tolist() for part in batch.words.split(batch.word_lengths.tolist())]
     paths = best_path(scores, targets, batch.token_lengths.tolist())
     confused = np.zeros((VOCABULARY, VOCABULARY), dtype=np.float32)
     for clip, (path, said) in enumerate(zip(paths, targets, strict=True)):
         if path is not None:
             np.add.at(confused, said, np.exp(scores[path[0], clip]))
-    return soft.split(batch.token_lengths.tolist()), paths, targets, confused
+    return soft.cpu().split(batch.token_lengths.tolist()), paths, targets, confused
 
 
 def fill(

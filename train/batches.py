@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -26,11 +27,29 @@ POOL = 512
 IGNORED = -100
 
 
+@dataclass
 class Sequences:
-    """What the batches of both kinds have: `input_ids` and `labels`."""
+    """What the batches of both kinds have.
+
+    Attributes
+    ----------
+    input_ids : Tensor, shape (clips, tokens)
+        Prompt, transcript and end of turn.
+    labels : Tensor, shape (clips, tokens)
+        The token to follow each position, `IGNORED` outside the answer.
+    token_lengths : Tensor, shape (clips,)
+        Soft tokens of each clip.
+    """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
+    token_lengths: torch.Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """Give the batch with its tensors on a device."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: held for name, held in own.items() if isinstance(held, torch.Tensor)}
+        return replace(self, **{name: held.to(device) for name, held in tensors.items()})
 
     @property
     def first_audio(self) -> int:
@@ -51,27 +70,20 @@ class Batch(Sequences):
     ----------
     features : Tensor, shape (clips, frames, 128)
     mask : Tensor of bool, shape (clips, frames)
-    input_ids : Tensor, shape (clips, tokens)
-        Prompt, transcript and end of turn.
-    labels : Tensor, shape (clips, tokens)
-        The token to follow each position, `IGNORED` outside the answer.
     targets, words : Tensor, shape (phones,) and (pieces,)
         The phones and the pieces of the transcripts one after the other, for CTC.
-    target_lengths, word_lengths, token_lengths : Tensor, shape (clips,)
-        Phones and pieces of each transcript, and soft tokens of each clip.
+    target_lengths, word_lengths : Tensor, shape (clips,)
+        Phones and pieces of each transcript.
     heard : Tensor, shape (all soft tokens,)
         The phone of each soft token, `IGNORED` where it is not known.
     """
 
     features: torch.Tensor
     mask: torch.Tensor
-    input_ids: torch.Tensor
-    labels: torch.Tensor
     targets: torch.Tensor
     target_lengths: torch.Tensor
     words: torch.Tensor
     word_lengths: torch.Tensor
-    token_lengths: torch.Tensor
     heard: torch.Tensor
 
 
@@ -84,17 +96,12 @@ class SoftBatch(Sequences):
     soft : Tensor, shape (clips, tokens, width)
         Soft tokens, padded.
     mask : Tensor of bool, shape (clips, tokens)
-    input_ids, labels, token_lengths
-        As in `Batch`.
     paths : list
         Where each piece of the transcript is heard, as `best_path` gives it.
     """
 
     soft: torch.Tensor
     mask: torch.Tensor
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    token_lengths: torch.Tensor
     paths: list[Heard | None]
 
 
@@ -165,14 +172,14 @@ def collate(
     texts = [clip.text for clip in clips]
     words = [answer_ids(tokenizer, text) for text in texts]
     return Batch(
+        *sequences(tokenizer, texts, tokens, corruption, generator),
+        torch.tensor(tokens),
         torch.from_numpy(features),
         torch.from_numpy(mask),
-        *sequences(tokenizer, texts, tokens, corruption, generator),
         torch.tensor([phone for said in phones for phone in said], dtype=torch.long),
         torch.tensor([len(said) for said in phones]),
         torch.tensor([word for said in words for word in said], dtype=torch.long),
         torch.tensor([len(said) for said in words]),
-        torch.tensor(tokens),
         torch.from_numpy(
             np.concatenate(
                 [

@@ -23,7 +23,8 @@ def seen(model: Any, clips: TrainingClips) -> dict[tuple[str, str], torch.Tensor
     owning = TEXT["num_hidden_layers"] - TEXT["num_kv_shared_layers"]
     model.eval()
     with torch.no_grad(), watched.watching():
-        for batch in islice(clips.stream(OWN, 0, lambda _: WEIGHTS), BATCHES):
+        for drawn in islice(clips.stream(OWN, 0, lambda _: WEIGHTS), BATCHES):
+            batch = drawn.to(model.device)
             out = model.model(
                 input_ids=batch.input_ids,
                 input_features=batch.features,

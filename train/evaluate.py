@@ -26,12 +26,9 @@ def transcribe(
     model.eval()
     soft_tokens = -(-len(frames) // FRAMES_PER_TOKEN)
     most = 16 + 12 * soft_tokens // TOKENS_PER_SECOND
-    features = torch.from_numpy(np.ascontiguousarray(frames))[None]
-    inputs = {
-        "input_features": features,
-        "input_features_mask": torch.ones(1, len(frames), dtype=torch.bool),
-    }
-    ids = torch.tensor([prompt_ids(tokenizer, soft_tokens, instruction)])
+    features, mask = _alone(frames, model.device)
+    inputs = {"input_features": features, "input_features_mask": mask}
+    ids = torch.tensor([prompt_ids(tokenizer, soft_tokens, instruction)], device=model.device)
     written: list[int] = []
     cache = None
     while len(written) < most:
@@ -41,7 +38,8 @@ def transcribe(
         if token in EOS_IDS:
             break
         written.append(token)
-        cache, inputs, ids = out.past_key_values, {}, torch.tensor([[token]])
+        cache, inputs = out.past_key_values, {}
+        ids = torch.tensor([[token]], device=model.device)
     return tokenizer.decode(written).strip()
 
 
@@ -49,11 +47,15 @@ def transcribe(
 def heard(model: Any, tokenizer: Tokenizer, frames: np.ndarray, table: torch.Tensor) -> str:
     """Write down what the tower alone hears: in each soft token the most probable piece of a table."""
     model.eval()
-    features = torch.from_numpy(np.ascontiguousarray(frames))[None]
-    mask = torch.ones(1, len(frames), dtype=torch.bool)
-    soft = model.model.get_audio_features(features, mask).pooler_output[0]
+    soft = model.model.get_audio_features(*_alone(frames, model.device)).pooler_output[0]
     best = torch.unique_consecutive(functional.linear(soft, table).argmax(-1))
     return tokenizer.decode([piece for piece in best.tolist() if piece != BLANK]).strip()
+
+
+def _alone(frames: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the features and the mask of a batch of one clip."""
+    features = torch.from_numpy(np.ascontiguousarray(frames))[None].to(device)
+    return features, torch.ones(1, len(frames), dtype=torch.bool, device=device)
 
 
 def errors_and_words(reference: str, hypothesis: str) -> tuple[int, int]:

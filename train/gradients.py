@@ -13,7 +13,8 @@ def averaged(parameters: Sequence[nn.Parameter], values: list[float]) -> list[fl
     if not distributed.is_initialized():
         return values
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor(values)])
+    told = torch.tensor(values, device=gradients[0].device)
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), told])
     distributed.all_reduce(flat)
     flat /= distributed.get_world_size()
     *parts, means = flat.split([*(gradient.numel() for gradient in gradients), len(values)])

@@ -118,14 +118,15 @@ class Guide:
         losses = []
         for layer, heads in GUIDED.items():
             weights = self._weights.pop(layer)[:, :, -answers:]
-            places = torch.arange(weights.shape[-1]) - first_audio
+            places = torch.arange(weights.shape[-1], device=weights.device) - first_audio
             for head, goal in heads.items():
                 low, high = windows[goal, ..., :1], windows[goal, ..., 1:]
                 inside = (places >= low) & (places < high)
                 known = low[..., 0] != UNKNOWN
                 hit = (weights[:, head] * inside).sum(-1)[known]
                 losses.append(-(hit + 1e-4).log())
-        return torch.cat(losses).mean() if sum(map(len, losses)) else torch.zeros(())
+        together = torch.cat(losses)
+        return together.mean() if len(together) else together.sum()
 
 
 def windows(

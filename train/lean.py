@@ -95,7 +95,7 @@ def layer(
 ) -> torch.Tensor:
     """One Conformer layer."""
     x = feed_forward(self.feed_forward1, hidden_states)
-    time = torch.arange(x.shape[1])
+    time = torch.arange(x.shape[1], device=x.device)
     positions = position_embeddings.reshape(-1, position_embeddings.shape[-1])
     attended = attention(self.self_attn, self.norm_pre_attn(x), positions, time[:, None] - time)
     x = x + self.norm_post_attn(attended)

@@ -200,9 +200,9 @@ class Listening:
         instruction = clips[0].instruction  # a batch is of one kind
         soft = [torch.from_numpy(clip.soft) for clip in clips]
         return SoftBatch(
-            torch.nn.utils.rnn.pad_sequence(soft, batch_first=True),
-            torch.arange(max(lengths)) < torch.tensor(lengths)[:, None],
             *sequences(self._tokenizer, texts, lengths, CORRUPTION, generator, instruction),
             torch.tensor(lengths),
+            torch.nn.utils.rnn.pad_sequence(soft, batch_first=True),
+            torch.arange(max(lengths)) < torch.tensor(lengths)[:, None],
             [clip.path for clip in clips],
         )

@@ -38,6 +38,7 @@ from train.muon import Muon
 from train.schedule import Settings
 
 LOG_STEPS = 25
+CPU = torch.device("cpu")
 TOWER, DECODER = "audio_tower", "language_model"
 
 
@@ -54,18 +55,29 @@ class Run:
     ----------
     work : Path
         The work folder; shards are read from it, the state and the log go to its `run` folder.
+    rank : int
+        The process.
+    device : torch.device
+        Where the model is and steps are taken.
     """
 
-    def __init__(self, work: Path, tokenizer: Tokenizer, settings: Settings, rank: int = 0) -> None:
-        self.rank = rank
+    def __init__(
+        self,
+        work: Path,
+        tokenizer: Tokenizer,
+        settings: Settings,
+        rank: int = 0,
+        device: torch.device = CPU,
+    ) -> None:
+        self.rank, self.device = rank, device
         self.settings, self.tokenizer, self.work = settings, tokenizer, work
         self.folder = work / "run"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.model = new_model(settings.seed)
+        self.model = new_model(settings.seed).to(device)
         speed_up(self.model)
         self.guide = Guide(self.model)
         self.clips = TrainingClips(work, tokenizer, settings)
-        self.ctc_head = nn.Linear(TEXT["hidden_size"], len(self.clips.pronunciations))
+        self.ctc_head = nn.Linear(TEXT["hidden_size"], len(self.clips.pronunciations)).to(device)
         self.seconds, self.step = 0.0, 0
         self._learnt_table: torch.Tensor | None = None
         self._started = time.monotonic()
@@ -161,14 +173,15 @@ class Run:
         (self.folder / "state.new").replace(self.folder / name)
 
     def _load(self) -> None:
-        state = torch.load(self.folder / "state.pt", weights_only=True)
+        state = torch.load(self.folder / "state.pt", map_location="cpu", weights_only=True)
         for part in state["quantised"] or ():
             self._quantize(part)
         if state["static"]:
             self._round_activations(None)
         self.model.model.load_state_dict(state["model"])
         self.ctc_head.load_state_dict(state["ctc_head"])
-        self._learnt_table = state["learnt_table"]
+        if state["learnt_table"] is not None:
+            self._learnt_table = state["learnt_table"].to(self.device)
         if state["optimisers"]:  # none: they begin anew
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
@@ -190,11 +203,11 @@ class Run:
                 self._splice()
             clips = self.clips.stream(self.rank, self.step, self.settings.kinds)
             while self.settings.stage(self.step) == "tower" and self._splices == spliced:
-                yield next(clips)
+                yield next(clips).to(self.device)
             if self.settings.stage(self.step) == "decoder":
                 heard = self._listening().stream(self.rank, self.step)
                 while self.settings.stage(self.step) == "decoder":
-                    yield next(heard)
+                    yield next(heard).to(self.device)
 
     @property
     def _splices(self) -> bool:
@@ -262,7 +275,7 @@ class Run:
 
         CTC's is the sum of that of the phones and that of the pieces of words.
         """
-        none = torch.zeros(())
+        none = torch.zeros((), device=self.device)
         if self.settings.stage(self.step) == "decoder":
             entropy, guidance = listening_losses(self.model, self.guide, batch)
             return entropy, none, guidance

@@ -14,8 +14,14 @@ from tokenizers import Tokenizer
 from torch import distributed, multiprocessing
 
 from train.children import end_with_parent
-from train.loop import Run
+from train.loop import CPU, Run
 from train.schedule import Settings
+
+
+def _device(rank: int) -> torch.device:
+    """Give a process its GPU where there are any, in turn; `CUDA_VISIBLE_DEVICES=` hides them."""
+    gpus = torch.cuda.device_count()
+    return torch.device("cuda", rank % gpus) if gpus else CPU
 
 
 def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
@@ -28,7 +34,7 @@ def _worker(rank: int, work: Path, tokenizer: str, settings: Settings) -> None:
         world_size=settings.processes,
         timeout=timedelta(hours=1),
     )
-    Run(work, Tokenizer.from_str(tokenizer), settings, rank).train()
+    Run(work, Tokenizer.from_str(tokenizer), settings, rank, _device(rank)).train()
     distributed.destroy_process_group()
 
 
@@ -37,7 +43,8 @@ def fit(work: Path, tokenizer: Tokenizer, settings: Settings) -> None:
     folder = work / "run"
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "state.pt").exists():
-        settings.check_goes_on(torch.load(folder / "state.pt", weights_only=True)["settings"])
+        before = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        settings.check_goes_on(before["settings"])
     (folder / "meeting").unlink(missing_ok=True)  # where the processes find each other
     arguments = (work, tokenizer.to_str(), settings)
     multiprocessing.spawn(_worker, arguments, nprocs=settings.processes)

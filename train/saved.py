@@ -24,7 +24,7 @@ def saved_model(work: Path, name: str = "state.pt") -> Any:
         raise FileNotFoundError(
             f"{path} is missing: run the stages before (python -m train --help)"
         )
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     model = new_model(0)
     for part in state["quantised"] or ():
         quantize(model, PLAN, part)

@@ -87,11 +87,11 @@ def cut(model: Any, ctc_head: torch.nn.Linear, clips: TrainingClips) -> Iterator
             continue
         seen.add(clip.key)  # the first is the recording, those after it are changed copies
         frames = shard.frames(clip)
-        batch = collate([frames], [clip], clips.tokenizer, told)
-        with short():
+        batch = collate([frames], [clip], clips.tokenizer, told).to(model.device)
+        with short(model.device):
             out = model.model.get_audio_features(batch.features, batch.mask)
         soft = out.pooler_output[out.attention_mask].float()
-        scores = phone_scores(ctc_head, soft, batch).numpy()
+        scores = phone_scores(ctc_head, soft, batch).cpu().numpy()
         (path,) = best_path(scores, [batch.targets.tolist()], batch.token_lengths.tolist())
         if path is None:
             continue

@@ -119,9 +119,10 @@ def round_activations(
         if not isinstance(module, nn.Linear) or name == "lm_head":
             continue
         found = [torch.ones(()) if scales is None else scales.get((name, way)) for way in WAYS]
+        device = next(module.parameters()).device
         for way, scale in zip(WAYS, found, strict=True):
             if scale is not None:
-                module.add_module(way, StaticScale(scale))
+                module.add_module(way, StaticScale(scale.to(device)))
         module.register_forward_pre_hook(_round_given)
         module.register_forward_hook(_round_made)
 
