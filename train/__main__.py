@@ -24,13 +24,11 @@ TOKENIZER_SEED, TOKENIZER_TEXTS = 30_000, 40_000
 
 def _built_shards(work: Path) -> list[Shard]:
     """Give the shards to train on, without those that a run itself makes: they bring their phones."""
-    from train.corpus import TRAINING
+    from train.corpus import training_shards
     from train.features import Shard
     from train.splices import KIND
 
-    built = [name for name in TRAINING if not name.startswith(KIND)]
-    paths = [p for name in built for p in sorted((work / "shards").glob(name + ".jsonl"))]
-    return [Shard(path) for path in paths]
+    return [Shard(path) for path in training_shards(work) if not path.stem.startswith(KIND)]
 
 
 def _tokenizer(work: Path) -> Tokenizer:
