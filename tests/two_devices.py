@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 ELSEWHERE = torch.device("meta")
-MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+INTO = torch.ops.aten.copy_.default  # its first tensor is what is written
+MOVES = (torch.ops.aten._to_copy.default, INTO)
 
 
 class Away(torch.Tensor):
@@ -58,7 +59,7 @@ class TwoDevices(TorchDispatchMode):
         here = [t for t in tensors if not isinstance(t, Away) and t.dim()]  # a number may travel
         if away and here and func not in MOVES:
             raise RuntimeError(f"{func}: has tensors on two devices")
-        goes = isinstance(args[0], Away) if func is MOVES[1] else bool(away)
+        goes = isinstance(args[0], Away) if func is INTO else bool(away)
         if options.get("device") is not None:
             goes, options["device"] = torch.device(options["device"]) == ELSEWHERE, "cpu"
         own = {id(t.held): t for t in away}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -47,8 +47,7 @@ class Sequences:
 
     def to(self, device: torch.device) -> Self:
         """Give the batch with its tensors on a device."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors = {name: held for name, held in own.items() if isinstance(held, torch.Tensor)}
+        tensors = {name: held for name, held in vars(self).items() if torch.is_tensor(held)}
         return replace(self, **{name: held.to(device) for name, held in tensors.items()})
 
     @property

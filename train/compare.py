@@ -19,7 +19,7 @@ from quant.qat.weights import quantize
 from train.bits import PLAN
 from train.loop import DECODER, TOWER
 from train.processes import fit
-from train.saved import saved_model
+from train.saved import read_state, saved_model
 from train.schedule import OtherRunError, Settings
 
 STEPS = 800
@@ -54,7 +54,7 @@ def prepare(work: Path, name: str, processes: int = 2) -> Path:
     for shared in ("packages", "shards", "phones.json", "tokenizer.json"):
         if not (folder / shared).is_symlink():
             (folder / shared).symlink_to((work / shared).absolute())
-    state = torch.load(work / "run" / "state.pt", map_location="cpu", weights_only=True)
+    state = read_state(work / "run" / "state.pt")
     if state["step"] != sum(state["settings"]["cycles"]):
         raise OtherRunError(f"compare: the run is at step {state['step']}; want one that is over")
     source, told = folder / "source", str(state["step"])

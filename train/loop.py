@@ -35,6 +35,7 @@ from train.lean import speed_up
 from train.listening import Listening, mix
 from train.losses import listening_losses, tower_losses
 from train.muon import Muon
+from train.saved import read_state
 from train.schedule import Settings
 
 LOG_STEPS = 25
@@ -173,7 +174,7 @@ class Run:
         (self.folder / "state.new").replace(self.folder / name)
 
     def _load(self) -> None:
-        state = torch.load(self.folder / "state.pt", map_location="cpu", weights_only=True)
+        state = read_state(self.folder / "state.pt")
         for part in state["quantised"] or ():
             self._quantize(part)
         if state["static"]:

@@ -15,6 +15,7 @@ from torch import distributed, multiprocessing
 
 from train.children import end_with_parent
 from train.loop import CPU, Run
+from train.saved import read_state
 from train.schedule import Settings
 
 
@@ -43,8 +44,7 @@ def fit(work: Path, tokenizer: Tokenizer, settings: Settings) -> None:
     folder = work / "run"
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "state.pt").exists():
-        before = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        settings.check_goes_on(before["settings"])
+        settings.check_goes_on(read_state(folder / "state.pt")["settings"])
     (folder / "meeting").unlink(missing_ok=True)  # where the processes find each other
     arguments = (work, tokenizer.to_str(), settings)
     multiprocessing.spawn(_worker, arguments, nprocs=settings.processes)

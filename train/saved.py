@@ -17,6 +17,12 @@ from train.bits import PLAN
 from train.schedule import Settings
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a saved state into memory, wherever its run was."""
+    read: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return read
+
+
 def saved_model(work: Path, name: str = "state.pt") -> Any:
     """Load the model of a saved state; raise FileNotFoundError where there is none."""
     path = work / "run" / name
@@ -24,7 +30,7 @@ def saved_model(work: Path, name: str = "state.pt") -> Any:
         raise FileNotFoundError(
             f"{path} is missing: run the stages before (python -m train --help)"
         )
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_state(path)
     model = new_model(0)
     for part in state["quantised"] or ():
         quantize(model, PLAN, part)
