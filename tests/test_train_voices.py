@@ -10,6 +10,7 @@ pytest.importorskip("hibari")
 import numpy as np
 
 from train import kokoro
+from train.corpus import further
 from train.sources import may_train
 from train.split import Ban
 from train.texts import ALONE, LISTED, WORDS, Sentences, transcript
@@ -32,6 +33,13 @@ def test_a_word_alone_is_one_word_and_every_listed_one_is_said() -> None:
     assert not [text for text in said if len(text.split()) != 1]
     listed = {word.lower() for name in LISTED for word in WORDS[name]}
     assert said == listed | {"dial", "the", "number", "please", "apple"}
+
+
+def test_further_phrases_are_said_once_and_are_none_of_the_first() -> None:
+    said = ("yes please", "good night", "yes please", "good night", "well done", "well done")
+    clips = [(np.zeros(1), text, UNSEEN_VOICE, f"test/{n}") for n, text in enumerate(said)]
+    assert [clip[3] for clip in further(iter(clips), 2)] == ["test/4"]
+    assert [clip[3] for clip in further(iter(clips), 1)] == ["test/1", "test/4"]
 
 
 def test_silence_before_and_after_is_cut_and_nothing_else() -> None:

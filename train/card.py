@@ -21,6 +21,7 @@ SETS = {
     "held-out, out of scope": "of these, out of scope: words alone, other words, more than ten seconds",
     "unseen-voice-known-texts": "made-up phrases in scope, by a synthetic voice never trained on",
     "unseen-voice": "phrases that no voice says in training, either, by the same voice",
+    "unseen-voice-further": "further such phrases, each once, looked at when the model was finished",
     "unseen-voice-disorder": "words in no order, the same voice",
     "translation": "sentences with a translation, that voice and a known one by turns",
     "librivox": "read literature (out of scope)",

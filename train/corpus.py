@@ -11,8 +11,8 @@ Training shards
 
 Test shards
     `held-out`: the held-out prompts; `unseen-voice`: made-up sentences that no voice says for training, by one that is never
-    trained on, in `unseen-voice-known-texts` others, and in `unseen-voice-disorder` words in no order; `translation`: sentences with their Spanish, by that
-    voice and a known one; `librivox`: read literature, out of scope; `no-speech`: silence and noise,
+    trained on, in `unseen-voice-further` more of these, each once, at which nobody looked while the recipe was made, in `unseen-voice-known-texts`
+    others, and in `unseen-voice-disorder` words in no order; `translation`: sentences with their Spanish, by that voice and a known one; `librivox`: read literature, out of scope; `no-speech`: silence and noise,
     made, and from the pauses of the held-out prompts.
 """
 
@@ -22,7 +22,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,12 +51,15 @@ from train.voices import (
 TESTS = (
     "held-out",
     "unseen-voice",
+    "unseen-voice-further",
     "unseen-voice-known-texts",
     "unseen-voice-disorder",
     "translation",
     "librivox",
     "no-speech",
 )
+LOOKED_AT, FURTHER = 150, 900
+"""Phrases of the unseen voice by which the schedule was chosen, and others."""
 PHONES = "phones.json"
 CLIPS_PER_SHARD = 1_000
 ALIGNED_SHARDS, ALIGNED_CLIPS, LONGEST_ALIGNED = 3, 700, 8
@@ -203,18 +206,25 @@ def recorded_silence(recordings: list[Recording], name: str, count: int) -> Spok
         yield augment.room_tone(quiet, generator), "", "silence", f"{name}/{number}"
 
 
-def unseen_voice(
-    work: Path, kinds: Mapping[str, int], count: int, *, testing: bool = True
-) -> Spoken:
-    """Let the voice kept for testing say phrases of the scope that are kept for testing, too, or others."""
+def unseen_voice(work: Path, kinds: Mapping[str, int], *, testing: bool = True) -> Spoken:
+    """Let the voice kept for testing say phrases of the scope that are kept for testing, too, or others, without end."""
     source = sentences(work, 10_000, kinds, testing=testing)
     known, made = training_scope(work), 0
-    while made < count:
+    while True:
         text = source.draw()
         samples, said = VOICES[UNSEEN_VOICE](text, 1.0), transcript(text)
         if within(said, known, len(samples) / SAMPLE_RATE):
             yield samples, said, UNSEEN_VOICE, f"test/{made}"
             made += 1
+
+
+def further(clips: Spoken, after: int) -> Spoken:
+    """Leave out the first clips, and all that say the same as an earlier one."""
+    said = set()
+    for number, clip in enumerate(clips):
+        if clip[1] not in said and number >= after:
+            yield clip
+        said.add(clip[1])
 
 
 def translated(count: int) -> Iterator[tuple[Any, ...]]:
@@ -253,9 +263,16 @@ def _write(work: Path, name: str) -> str:
                 recorded_silence(training_prompts(work), "recorded-silence", 500),
             ),
             "held-out": lambda: as_recorded(divided(prompts(work))[1], "held-out"),
-            "unseen-voice": lambda: unseen_voice(work, MEANT, 150),
-            "unseen-voice-known-texts": lambda: unseen_voice(work, MEANT, 150, testing=False),
-            "unseen-voice-disorder": lambda: unseen_voice(work, {"any_words": 1, "spans": 1}, 60),
+            "unseen-voice": lambda: islice(unseen_voice(work, MEANT), LOOKED_AT),
+            "unseen-voice-further": lambda: islice(
+                further(unseen_voice(work, MEANT), LOOKED_AT), FURTHER
+            ),
+            "unseen-voice-known-texts": lambda: islice(
+                unseen_voice(work, MEANT, testing=False), 150
+            ),
+            "unseen-voice-disorder": lambda: islice(
+                unseen_voice(work, {"any_words": 1, "spans": 1}), 60
+            ),
             "translation": lambda: translated(120),
             "librivox": lambda: as_recorded(librivox(work), "librivox"),
             "no-speech": lambda: chain(
