@@ -12,8 +12,8 @@ Training shards
 Test shards
     `held-out`: the held-out prompts; `unseen-voice`: made-up sentences that no voice says for training, by one that is never
     trained on, in `unseen-voice-further` more of these, each once, at which nobody looked while the recipe was made, in `unseen-voice-known-texts`
-    others, and in `unseen-voice-disorder` words in no order; `translation`: sentences with their Spanish, by that voice and a known one; `librivox`: read literature, out of scope; `no-speech`: silence and noise,
-    made, and from the pauses of the held-out prompts.
+    others, and in `unseen-voice-disorder` words in no order; `translation`: sentences with their Spanish, by that voice and a known one;
+    `librivox`: read literature, out of scope; `no-speech`: silence and noise, made, and from the pauses of the held-out prompts.
 """
 
 from __future__ import annotations
