@@ -1,4 +1,4 @@
-"""Command line of the recipe: `python -m train {corpus,fit,export,compare,evaluate,card} --work FOLDER`.
+"""Command line of the recipe: `python -m train {corpus,fit,export,compare,evaluate,engine,card} --work FOLDER`.
 
 The stages are run in this order; each reads what the one before left in the work folder. `python -m train all` runs
 them one after the other, and goes on where it was stopped.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
@@ -97,59 +97,62 @@ def evaluate(options: argparse.Namespace) -> None:
         print(name, values)
 
 
+def engine(options: argparse.Namespace) -> None:
+    """Measure a package with the runtime's own engine; what of the recordings is missing is fetched."""
+    from train import engine, recordings
+
+    recordings.fetch(options.work)
+    for name, values in engine.measure(options.work, options.package):
+        print(name, values, flush=True)
+
+
 def card(options: argparse.Namespace) -> None:
-    """Print the model card: `card.md` with what `evaluate` found and the run's log says."""
+    """Print the model card: `card.md` with what `evaluate` and `engine` found and the run's log says."""
     from train.card import card
 
-    print(card(options.work, options.checkpoint, options.engine))
+    print(card(options.work, options.checkpoint))
 
 
 def every(options: argparse.Namespace) -> None:
-    """Run the stages but the card; shards and steps that are there already are not made again."""
+    """Run the stages up to `evaluate`; shards and steps that are there already are not made again."""
     for stage in (corpus, fit, export, compare, evaluate):
         stage(options)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--work": {"type": Path, "default": Path("build/demo"), "help": "where everything is kept"},
+    "--processes": {"type": int, "default": 2, "choices": range(1, 65), "metavar": "N"},
+    "--cycles": {
+        "type": int,
+        "nargs": "+",
+        "default": Settings.cycles,
+        "help": "steps of each turn of tower and decoder",
+    },
+    "--checkpoint": {"type": Path, "required": True, "help": "its folder"},
+    "--package": {"default": "demo", "help": "its name or folder; the one that ships"},
+}
+STAGES: dict[str, tuple[Callable[[argparse.Namespace], None], tuple[str, ...]]] = {
+    "corpus": (corpus, ("--processes",)),
+    "fit": (fit, ("--processes", "--cycles")),
+    "export": (export, ("--checkpoint",)),
+    "compare": (compare, ("--processes",)),
+    "evaluate": (evaluate, ("--checkpoint",)),
+    "engine": (engine, ("--package",)),
+    "card": (card, ("--checkpoint",)),
+    "all": (every, ("--processes", "--cycles", "--checkpoint")),
+}
+"""What each does, and its options beside `--work`."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     made = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     stages = made.add_subparsers(required=True)
-
-    def stage(
-        name: str, run: Callable[[argparse.Namespace], None], *, trains: bool, writes: bool
-    ) -> argparse.ArgumentParser:
-        added = stages.add_parser(name, help=run.__doc__, description=run.__doc__)
-        added.add_argument(
-            "--work", type=Path, default=Path("build/demo"), help="where everything is kept"
-        )
-        if trains or not writes:
-            added.add_argument(
-                "--processes", type=int, default=2, choices=range(1, 65), metavar="N"
-            )
-        if trains:
-            added.add_argument(
-                "--cycles",
-                type=int,
-                nargs="+",
-                default=Settings.cycles,
-                help="steps of each turn of tower and decoder",
-            )
-        if writes:
-            added.add_argument("--checkpoint", type=Path, required=True, help="its folder")
-        added.set_defaults(run=run)
-        return added
-
-    stage("corpus", corpus, trains=False, writes=False)
-    stage("fit", fit, trains=True, writes=False)
-    stage("compare", compare, trains=False, writes=False)
-    stage("export", export, trains=False, writes=True)
-    stage("evaluate", evaluate, trains=False, writes=True)
-    stage("card", card, trains=False, writes=True).add_argument(
-        "--engine",
-        default="not measured",
-        help="its word error rates on the held-out prompts, in words",
-    )
-    stage("all", every, trains=True, writes=True)
+    for name, (run, options) in STAGES.items():
+        stage = stages.add_parser(name, help=run.__doc__, description=run.__doc__)
+        for option in ("--work", *options):
+            stage.add_argument(option, **OPTIONS[option])
+        stage.set_defaults(run=run)
     return made
 
 

@@ -244,43 +244,49 @@ def as_recorded(recordings: list[Recording], source: str) -> Spoken:
         yield recording.samples(), recording.transcript, source, recording.key
 
 
+def clips_for_testing(work: Path, name: str) -> Iterator[tuple[Any, ...]]:
+    """Give the clips of a test set: samples, transcript, source, key, and of some phone times and translation."""
+    return {
+        "held-out": lambda: as_recorded(divided(prompts(work))[1], "held-out"),
+        "unseen-voice": lambda: islice(unseen_voice(work, MEANT), LOOKED_AT),
+        "unseen-voice-further": lambda: islice(
+            further(unseen_voice(work, MEANT), LOOKED_AT), FURTHER
+        ),
+        "unseen-voice-known-texts": lambda: islice(unseen_voice(work, MEANT, testing=False), 150),
+        "unseen-voice-disorder": lambda: islice(
+            unseen_voice(work, {"any_words": 1, "spans": 1}), 60
+        ),
+        "translation": lambda: translated(120),
+        "librivox": lambda: as_recorded(librivox(work), "librivox"),
+        "no-speech": lambda: chain(
+            silence("no-speech", 100),
+            recorded_silence(divided(prompts(work))[1], "recorded-no-speech", 20),
+        ),
+    }[name]()
+
+
+def clips_for_training(work: Path, name: str) -> Iterator[tuple[Any, ...]]:
+    """Give the clips of a training shard, likewise."""
+    kind, _, number = name.partition("-")
+    if kind in SAID:
+        return voices(work, SAID[kind], int(number))
+    if kind == "aligned":
+        return aligned(work, int(number))
+    return {
+        "real": lambda: real(work),
+        "joined": lambda: joined(work),
+        "silence": lambda: chain(
+            silence("silence", 2_000),
+            recorded_silence(training_prompts(work), "recorded-silence", 500),
+        ),
+    }[name]()
+
+
 def _write(work: Path, name: str) -> str:
     path = work / "shards" / name
-    if path.with_suffix(".jsonl").exists():
-        return name
-    kind, _, number = name.partition("-")
-    clips: Iterator[tuple[Any, ...]]
-    if kind in SAID:
-        clips = voices(work, SAID[kind], int(number))
-    elif kind == "aligned":
-        clips = aligned(work, int(number))
-    else:
-        clips = {
-            "real": lambda: real(work),
-            "joined": lambda: joined(work),
-            "silence": lambda: chain(
-                silence("silence", 2_000),
-                recorded_silence(training_prompts(work), "recorded-silence", 500),
-            ),
-            "held-out": lambda: as_recorded(divided(prompts(work))[1], "held-out"),
-            "unseen-voice": lambda: islice(unseen_voice(work, MEANT), LOOKED_AT),
-            "unseen-voice-further": lambda: islice(
-                further(unseen_voice(work, MEANT), LOOKED_AT), FURTHER
-            ),
-            "unseen-voice-known-texts": lambda: islice(
-                unseen_voice(work, MEANT, testing=False), 150
-            ),
-            "unseen-voice-disorder": lambda: islice(
-                unseen_voice(work, {"any_words": 1, "spans": 1}), 60
-            ),
-            "translation": lambda: translated(120),
-            "librivox": lambda: as_recorded(librivox(work), "librivox"),
-            "no-speech": lambda: chain(
-                silence("no-speech", 100),
-                recorded_silence(divided(prompts(work))[1], "recorded-no-speech", 20),
-            ),
-        }[name]()
-    write_shard(path, clips)
+    if not path.with_suffix(".jsonl").exists():
+        made = clips_for_testing if name in TESTS else clips_for_training
+        write_shard(path, made(work, name))
     return name
 
 

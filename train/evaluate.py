@@ -1,11 +1,9 @@
-"""Evaluation: greedy transcripts in torch, and word error rates with their uncertainty."""
+"""Greedy transcripts in torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import jiwer
 import numpy as np
 import torch
 from tokenizers import Tokenizer
@@ -56,17 +54,3 @@ def _alone(frames: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torc
     """Give the features and the mask of a batch of one clip."""
     features = torch.from_numpy(np.ascontiguousarray(frames))[None].to(device)
     return features, torch.ones(1, len(frames), dtype=torch.bool, device=device)
-
-
-def errors_and_words(reference: str, hypothesis: str) -> tuple[int, int]:
-    """Count the word errors of one transcript and the words of its reference."""
-    if not reference:
-        return len(hypothesis.split()), 0
-    out = jiwer.process_words(reference, hypothesis)
-    return out.substitutions + out.deletions + out.insertions, len(reference.split())
-
-
-def error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Give the word error rate of a set."""
-    counts = [errors_and_words(r, h) for r, h in zip(references, hypotheses, strict=True)]
-    return sum(errors for errors, _ in counts) / max(1, sum(words for _, words in counts))

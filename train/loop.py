@@ -27,7 +27,7 @@ from train.architecture import TEXT, new_model
 from train.bank import Bank, fill
 from train.batches import Batch, SoftBatch, TrainingClips
 from train.bits import PLAN
-from train.evaluate import error_rate, heard, transcribe
+from train.evaluate import heard, transcribe
 from train.features import Shard
 from train.gradients import averaged
 from train.guidance import Guide
@@ -37,6 +37,7 @@ from train.losses import listening_losses, tower_losses
 from train.muon import Muon
 from train.saved import read_state
 from train.schedule import Settings
+from train.scores import error_rate
 
 LOG_STEPS = 25
 CPU = torch.device("cpu")

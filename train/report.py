@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ from torch.nn.utils import parametrize
 from train import compare
 from train.checkpoint import load
 from train.corpus import TESTS, training_shards
-from train.evaluate import errors_and_words, transcribe
+from train.evaluate import transcribe
 from train.features import Shard
 from train.lean import speed_up
 from train.recordings import divided, prompts
-from train.scope import training_scope, within
+from train.scope import training_scope
+from train.scores import in_scope, measured
 from train.tokens import ANSWER_TRANSLATED, INSTRUCTION_SPANISH, INSTRUCTION_TRANSLATE
 from train.translations import chrf
 from train.voices import SAMPLE_RATE
 
-RESAMPLES = 2_000
 SAMPLES = 8
 ATTRIBUTION = """\
 The recordings are from Debian's asterisk-core-sounds-en-g722, decoded to 16 kHz and not changed
@@ -35,37 +35,6 @@ https://creativecommons.org/licenses/by-sa/3.0/
 SAMPLE_SECONDS = (2.0, 6.5)
 Written = Callable[[Any, Tokenizer, np.ndarray], str]
 """What writes down a clip, given its frames."""
-Lines = list[dict[str, Any]]
-"""Transcripts of a set."""
-
-
-def interval(counts: Sequence[tuple[int, int]], seed: int = 0) -> tuple[float, float]:
-    """Give the 95 % interval of an error rate by resampling the clips.
-
-    Parameters
-    ----------
-    counts : sequence of (errors, words)
-        One pair per clip.
-    """
-    table = np.array(counts)
-    drawn = np.random.default_rng(seed).integers(0, len(table), (RESAMPLES, len(table)))
-    errors, words = table[drawn].sum(axis=1).T
-    low, high = np.percentile(errors / np.maximum(words, 1), (2.5, 97.5))
-    return float(low), float(high)
-
-
-def measured(lines: Sequence[dict[str, str]]) -> dict[str, Any]:
-    """Summarise the transcripts of a set with words in it."""
-    counts = [errors_and_words(line["reference"], line["hypothesis"]) for line in lines]
-    errors, words = np.array(counts).sum(axis=0).tolist()
-    return {
-        "wer": round(errors / words, 4),
-        "interval_95": [round(bound, 4) for bound in interval(counts)],
-        "errors": errors,
-        "words": words,
-        "clips": len(lines),
-        "clips_right": sum(wrong == 0 for wrong, _ in counts),
-    }
 
 
 def transcribed(
@@ -115,15 +84,6 @@ def by_precision(work: Path, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
     return found
 
 
-def in_scope(lines: Lines, words: set[str]) -> tuple[Lines, Lines]:
-    """Divide transcripts into those of the scope and others."""
-    inside, outside = [], []
-    for line in lines:
-        place = inside if within(line["reference"], words, line["seconds"]) else outside
-        place.append(line)
-    return inside, outside
-
-
 def said_in_training(work: Path) -> set[str]:
     """List the texts of the training shards."""
     return {clip.text for path in training_shards(work) for clip in Shard(path).clips}
@@ -145,11 +105,7 @@ def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
     for name in TESTS:
         shard = Shard(work / "shards" / name)
         lines = (translated if name == "translation" else transcribed)(model, tokenizer, shard)
-        if name == "no-speech":
-            false = sum(bool(line["hypothesis"]) for line in lines)
-            report["sets"][name] = {"clips": len(lines), "clips_with_words": false}
-        else:
-            report["sets"][name] = measured(lines)
+        report["sets"][name] = measured(lines)
         report["transcripts"][name] = lines
     known, said = "unseen-voice-known-texts", said_in_training(work)
     heard = sum(line["reference"] in said for line in report["transcripts"][known])
