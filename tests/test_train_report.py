@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import soundfile
 from bench.demo import samples
 from edgegemma.engine.model import open_model
 from edgegemma.models import find
-from train import card, compare, engine
+from train import card, compare, engine, recordings
 from train.scores import measured
 
 
@@ -67,7 +68,8 @@ def test_the_card_has_the_rates_of_the_engine_beside_those_of_the_checkpoint(
     }
     heard = {"held-out": whole | {"wer": 0.375}, "no-speech": {"clips": 120, "clips_with_words": 2}}
     (tmp_path / "eval.json").write_text(json.dumps(found))
-    (tmp_path / "engine.json").write_text(json.dumps({"sets": heard}))
+    strange = {"librivox": [line("a frog", "")] * 2, "tux-paint": [line("a frog", "from")]}
+    (tmp_path / "engine.json").write_text(json.dumps({"sets": heard, "transcripts": strange}))
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     (tmp_path / "run").mkdir()
     log = {"step": 10, "minutes": 2.0, "hours": {"real": 1.5}}
@@ -76,4 +78,17 @@ def test_the_card_has_the_rates_of_the_engine_beside_those_of_the_checkpoint(
     rows = [row.split(" | ") for row in written.splitlines() if row.startswith("| real prompts")]
     assert [(row[3], row[-1]) for row in rows] == [("**25.0 %**", "37.5 % |")]
     assert "1 of 120 clips without speech got words, by our engine 2." in written
+    assert "the 3 clips of the last two rows" in written
+    assert "writes nothing for 2," in written
     assert not re.search(r"\$\w", written)
+
+
+def test_packages_are_fetched_once_and_again_when_more_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: fetched.append(command))
+    for packages in (("prompts",), ("prompts",), ("prompts", "stamps")):
+        monkeypatch.setattr(recordings, "PACKAGES", packages)
+        recordings.fetch(tmp_path)
+    assert [command[2:] for command in fetched] == [["prompts"], ["prompts", "stamps"]]

@@ -26,7 +26,9 @@ SETS = {
     "unseen-voice-disorder": "words in no order, the same voice",
     "translation": "sentences with a translation, that voice and a known one by turns",
     "librivox": "read literature (out of scope)",
+    "tux-paint": "animals, by another person (out of scope)",
 }
+STRANGE = ("librivox", "tux-paint")
 PARTS = {"language_model": "decoder", "audio_tower": "audio tower", "embed_audio": "audio embedder"}
 
 
@@ -77,7 +79,8 @@ def _sets(sets: dict[str, Any], by_engine: dict[str, Any]) -> str:
 def card(work: Path, checkpoint: Path) -> str:
     """Write the card from `eval.json` of a checkpoint, and from `engine.json` and the log of a run."""
     found = json.loads((checkpoint / "eval.json").read_text())
-    engine = json.loads((work / REPORT).read_text())["sets"]
+    engine = json.loads((work / REPORT).read_text())
+    strange = [line for name in STRANGE for line in engine["transcripts"][name]]
     sets, lines = found["sets"], found["transcripts"]
     log = [json.loads(line) for line in (work / "run" / "log.jsonl").read_text().splitlines()]
     hours = next(line["hours"] for line in reversed(log) if "hours" in line)
@@ -87,7 +90,9 @@ def card(work: Path, checkpoint: Path) -> str:
     said = ("reference", "hypothesis")
     both = (*said, "translation", "direct translation", "translation reference")
     return Template(TEMPLATE.read_text()).substitute(
-        sets=_sets(sets, engine),
+        sets=_sets(sets, engine["sets"]),
+        strange=len(strange),
+        unwritten=sum(not line["hypothesis"] for line in strange),
         known=sets["unseen-voice-known-texts"]["said_in_training"],
         translated=sets["translation"]["clips"],
         chrf=sets["translation"]["chrf"],
@@ -103,7 +108,7 @@ def card(work: Path, checkpoint: Path) -> str:
         examples=_table(
             [line[field] for field in said] for line in drawn.sample(several, EXAMPLES)
         ),
-        made_up_engine=engine["no-speech"]["clips_with_words"],
+        made_up_engine=engine["sets"]["no-speech"]["clips_with_words"],
         bits_both=_cost(found["by precision"], "held-out", "unseen-voice"),
         bits_held=_cost(found["by precision"], "held-out"),
         word=f"{100 / sets['held-out, in scope']['words']:.1f}",

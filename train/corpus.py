@@ -13,7 +13,7 @@ Test shards
     `held-out`: the held-out prompts; `unseen-voice`: made-up sentences that no voice says for training, by one that is never
     trained on, in `unseen-voice-further` more of these, each once, at which nobody looked while the recipe was made, in `unseen-voice-known-texts`
     others, and in `unseen-voice-disorder` words in no order; `translation`: sentences with their Spanish, by that voice and a known one;
-    `librivox`: read literature, out of scope; `no-speech`: silence and noise, made, and from the pauses of the held-out prompts.
+    `librivox`: read literature, out of scope; `tux-paint`: animals by another person, out of scope; `no-speech`: silence and noise, made, and from the pauses of the held-out prompts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,17 @@ import soundfile
 
 from train import augment
 from train.features import write_shard
-from train.recordings import RECORDED, Recording, ban_on, divided, fetch, librivox, pauses, prompts
+from train.recordings import (
+    RECORDED,
+    Recording,
+    ban_on,
+    divided,
+    fetch,
+    librivox,
+    pauses,
+    prompts,
+    tux_paint,
+)
 from train.scope import scope, training_scope, within
 from train.sources import may_train
 from train.split import Ban
@@ -56,6 +66,7 @@ TESTS = (
     "unseen-voice-disorder",
     "translation",
     "librivox",
+    "tux-paint",
     "no-speech",
 )
 LOOKED_AT, FURTHER = 150, 900
@@ -258,6 +269,7 @@ def clips_for_testing(work: Path, name: str) -> Iterator[tuple[Any, ...]]:
         ),
         "translation": lambda: translated(120),
         "librivox": lambda: as_recorded(librivox(work), "librivox"),
+        "tux-paint": lambda: as_recorded(tux_paint(work), "tux-paint"),
         "no-speech": lambda: chain(
             silence("no-speech", 100),
             recorded_silence(divided(prompts(work))[1], "recorded-no-speech", 20),

@@ -24,10 +24,11 @@ from train.voices import Samples, read
 HELD_OUT_SHARE = 5  # one key in five
 QUIET_DECIBELS, QUIET_FRAME, QUIET_FRAMES, QUIET_EDGE = -45.0, 160, 25, 5
 RECORDED = ("asterisk-core-sounds-en", "asterisk-core-sounds-en-g722")
-PACKAGES = (*RECORDED, "pocketsphinx-testdata")
+PACKAGES = (*RECORDED, "pocketsphinx-testdata", "tuxpaint-stamps-default")
 TRANSCRIPTS = "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
 SOUNDS = "usr/share/asterisk/sounds"
 LIBRIVOX = "usr/share/pocketsphinx/test/data/librivox"
+STAMPS, SAID = "usr/share/tuxpaint/stamps", "_desc.ogg"
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ def fetch(work: Path) -> None:
     folder = work / "packages"
     folder.mkdir(parents=True, exist_ok=True)
     unpacked = folder / "unpacked"  # written last: a run may be stopped between two packages
-    if unpacked.exists():
+    if unpacked.exists() and unpacked.read_text().split() == list(PACKAGES):
         return
     subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)
     for package in folder.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", str(package), str(folder)], check=True)
-    unpacked.touch()
+    unpacked.write_text("\n".join(PACKAGES))
 
 
 def prompts(work: Path) -> list[Recording]:
@@ -114,6 +115,17 @@ def librivox(work: Path) -> list[Recording]:
     lines = (folder / "transcription").read_text().splitlines()
     pairs = [re.match(r"(.+) \((\S+)\)$", line) for line in lines]
     return [Recording(m[2], re.sub(r"</?s>", "", m[1]), folder / f"{m[2]}.wav") for m in pairs if m]
+
+
+def tux_paint(work: Path) -> list[Recording]:
+    """List what a stamp of Tux Paint shows, said in English: another person than the prompts', words out of the model's scope."""
+    root, found = work / "packages" / STAMPS, []
+    for words in sorted(root.rglob("*.txt")):
+        path = words.with_name(words.stem + SAID)
+        if path.exists():
+            key = path.relative_to(root).as_posix().removesuffix(SAID)
+            found.append(Recording(key, words.read_text("utf-8").splitlines()[0], path))
+    return found
 
 
 def chosen_keys(recordings: Iterable[Recording]) -> set[str]:
