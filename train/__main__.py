@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
+from edgegemma.errors import EdgeGemmaError
 from train.schedule import OtherRunError, Settings
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "steps of each turn of tower and decoder",
     },
     "--checkpoint": {"type": Path, "required": True, "help": "its folder"},
-    "--package": {"default": "demo", "help": "its name or folder; the one that ships"},
+    "--package": {"default": "demo", "help": "its name or folder; by default the one that ships"},
 }
 STAGES: dict[str, tuple[Callable[[argparse.Namespace], None], tuple[str, ...]]] = {
     "corpus": (corpus, ("--processes",)),
@@ -161,7 +162,7 @@ def main() -> None:
     options = parser().parse_args()
     try:
         options.run(options)
-    except (FileNotFoundError, OtherRunError) as error:
+    except (FileNotFoundError, OtherRunError, EdgeGemmaError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
