@@ -1,5 +1,6 @@
 """Work is shared among the threads: every job once, by the pool or by an open team, whoever has come."""
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ from numba import njit, types
 from edgegemma.kernels import threads
 from edgegemma.kernels.fork import Shared, fork, fork_both, gather
 from edgegemma.kernels.late import ready
-from edgegemma.kernels.team import open_team, team, write
+from edgegemma.kernels.team import _DOZE, _LONG, _wait, open_team, team, write
 
 COUNTS = types.Array(types.int64, 1, "C")
 
@@ -155,3 +156,12 @@ def test_a_leader_that_fails_closes_the_team() -> None:
         by_failing_leader(counts, 1)
     by_team(counts, 3)
     assert (counts == 3).all()
+
+
+def test_who_waits_long_sleeps_between_looks() -> None:
+    looks = _wait(_LONG)  # which compiles it
+    began = time.monotonic()
+    for _ in range(20):
+        looks = _wait(looks)
+    assert looks == _LONG + 21
+    assert time.monotonic() - began >= 20 * _DOZE * 1e-6

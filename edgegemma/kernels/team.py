@@ -28,6 +28,10 @@ from edgegemma.kernels.simd import _call
 
 _LINE = 128  # bytes: two lines of most caches, which are often fetched together
 _SPINS = 1000  # looks, some tens of microseconds, before a waiting thread offers its core to others
+_LONG = (
+    100 * _SPINS
+)  # looks, some milliseconds, before it sleeps between them: what is waited for is a compiler or a disk
+_DOZE = 200  # microseconds
 _WORD = ir.IntType(64)
 _SYMBOL = "edgegemma_team"
 JOBS = types.void(types.int64, types.int64, types.int64)
@@ -145,6 +149,16 @@ def _give_way(_context):  # type: ignore[no-untyped-def]
     return types.void(), codegen
 
 
+def _doze(_context):  # type: ignore[no-untyped-def]
+    """Sleep for a moment."""
+
+    def codegen(context: Any, b: Any, _signature: Any, _args: Any) -> Any:
+        _call(b, "usleep", ir.IntType(32), ir.IntType(32)(_DOZE))
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
 team: Any = intrinsic(_team)
 read: Any = intrinsic(_read)
 write: Any = intrinsic(_write)
@@ -153,14 +167,18 @@ add: Any = intrinsic(_add)
 run: Any = intrinsic(_run)
 pause: Any = intrinsic(_pause)
 give_way: Any = intrinsic(_give_way)
+doze: Any = intrinsic(_doze)
 
 
 @njit(cache=True)
 def _wait(looks):  # type: ignore[no-untyped-def]
     """Wait a moment; give the count of looks so far."""
-    pause()
-    if looks % _SPINS == _SPINS - 1:
-        give_way()
+    if looks >= _LONG:
+        doze()
+    else:
+        pause()
+        if looks % _SPINS == _SPINS - 1:
+            give_way()
     return looks + 1
 
 
