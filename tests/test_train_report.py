@@ -19,7 +19,7 @@ from bench.demo import samples
 from edgegemma.engine.model import open_model
 from edgegemma.models import find
 from train import card, compare, engine, recordings
-from train.scores import measured
+from train.scores import measured, summaries
 
 
 def line(reference: str, hypothesis: str) -> dict[str, Any]:
@@ -47,6 +47,19 @@ def test_of_clips_without_speech_those_with_words_are_counted() -> None:
         "clips": 3,
         "clips_with_words": 2,
     }
+
+
+def test_the_held_out_prompts_are_summarised_by_scope_too() -> None:
+    lines = [
+        line("hold please", "hold please") | {"seconds": 1.0},
+        line("a frog", "") | {"seconds": 1.0},
+    ]
+    assert summaries("held-out", lines, {"hold", "please"}) == {
+        "held-out": measured(lines),
+        "held-out, in scope": measured(lines[:1]),
+        "held-out, out of scope": measured(lines[1:]),
+    }
+    assert summaries("librivox", lines, {"hold", "please"}) == {"librivox": measured(lines)}
 
 
 def test_the_card_has_the_rates_of_the_engine_beside_those_of_the_checkpoint(

@@ -16,7 +16,7 @@ from edgegemma.models import find
 from edgegemma.transcribe import transcribe
 from train.corpus import TESTS, clips_for_testing
 from train.scope import training_scope
-from train.scores import Lines, in_scope, measured
+from train.scores import Lines, summaries
 from train.voices import SAMPLE_RATE
 
 REPORT = "engine.json"
@@ -50,12 +50,8 @@ def measure(work: Path, package: str) -> Iterator[tuple[str, dict[str, Any]]]:
     transcripts: dict[str, Lines] = {}
     for name in SETS:
         lines = transcripts[name] = heard(model, clips_for_testing(work, name))
-        found = {name: lines}
-        if name == "held-out":
-            inside, outside = in_scope(lines, words)
-            found |= {f"{name}, in scope": inside, f"{name}, out of scope": outside}
-        for part, chosen in found.items():
-            sets[part] = measured(chosen)
-            yield part, sets[part]
+        found = summaries(name, lines, words)
+        sets |= found
+        yield from found.items()
     report = {"sets": sets, "transcripts": transcripts}
     (work / REPORT).write_text(json.dumps(report, indent=1) + "\n")

@@ -21,7 +21,7 @@ from train.features import Shard
 from train.lean import speed_up
 from train.recordings import divided, prompts
 from train.scope import training_scope
-from train.scores import in_scope, measured
+from train.scores import in_scope, measured, summaries
 from train.tokens import ANSWER_TRANSLATED, INSTRUCTION_SPANISH, INSTRUCTION_TRANSLATE
 from train.translations import chrf
 from train.voices import SAMPLE_RATE
@@ -101,11 +101,12 @@ def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
     """Transcribe every test set with the stored checkpoint; write `eval.json` beside it."""
     model = load(checkpoint)
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    words = training_scope(work)
     report: dict[str, Any] = {"decoding": "greedy", "sets": {}, "transcripts": {}}
     for name in TESTS:
         shard = Shard(work / "shards" / name)
         lines = (translated if name == "translation" else transcribed)(model, tokenizer, shard)
-        report["sets"][name] = measured(lines)
+        report["sets"] |= summaries(name, lines, words)
         report["transcripts"][name] = lines
     known, said = "unseen-voice-known-texts", said_in_training(work)
     heard = sum(line["reference"] in said for line in report["transcripts"][known])
@@ -115,9 +116,6 @@ def evaluate(work: Path, checkpoint: Path) -> dict[str, Any]:
     for measure, field in (("chrf", "translation"), ("direct_chrf", "direct translation")):
         found = chrf(wanted, [line[field] for line in lines])
         report["sets"]["translation"][measure] = round(found, 1)
-    parts = in_scope(report["transcripts"]["held-out"], training_scope(work))
-    for name, part in zip(("in scope", "out of scope"), parts, strict=True):
-        report["sets"][f"held-out, {name}"] = measured(part)
     report["by precision"] = by_precision(work, tokenizer)
     (checkpoint / "eval.json").write_text(json.dumps(report, indent=1) + "\n")
     return report

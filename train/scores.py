@@ -60,6 +60,14 @@ def measured(lines: Sequence[dict[str, str]]) -> dict[str, Any]:
     }
 
 
+def summaries(name: str, lines: Lines, words: set[str]) -> dict[str, dict[str, Any]]:
+    """Summarise a set by its name; the held-out prompts also by whether they are in the scope of these words."""
+    parts = {name: lines}
+    if name == "held-out":
+        parts["held-out, in scope"], parts["held-out, out of scope"] = in_scope(lines, words)
+    return {part: measured(chosen) for part, chosen in parts.items()}
+
+
 def in_scope(lines: Lines, words: set[str]) -> tuple[Lines, Lines]:
     """Divide transcripts into those of the scope and others."""
     inside, outside = [], []

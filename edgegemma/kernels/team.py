@@ -28,10 +28,8 @@ from edgegemma.kernels.simd import _call
 
 _LINE = 128  # bytes: two lines of most caches, which are often fetched together
 _SPINS = 1000  # looks, some tens of microseconds, before a waiting thread offers its core to others
-_LONG = (
-    100 * _SPINS
-)  # looks, some milliseconds, before it sleeps between them: what is waited for is a compiler or a disk
-_DOZE = 200  # microseconds
+_LONG = 100 * _SPINS  # looks, some milliseconds, before it sleeps between them
+_DOZE = 200  # microseconds of such a sleep
 _WORD = ir.IntType(64)
 _SYMBOL = "edgegemma_team"
 JOBS = types.void(types.int64, types.int64, types.int64)
